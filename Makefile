@@ -1,0 +1,53 @@
+# Every target sets up what it needs: a fresh clone, Python 3.11+ and make are enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format up bench lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## .venv with every dependency at its locked version
+
+$(READY): requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=python3.12")'
+	@echo "Setting up $(VENV) (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## correct real market data on the embedded PostgreSQL
+	@$(BIN)/assetclass demo
+
+up: $(READY)  ## webserver, daemon and database; Ctrl-C stops them all
+	@$(BIN)/assetclass up
+
+test: $(READY)  ## all tests, on real PostgreSQL
+	@$(BIN)/python -m pytest
+
+check: $(READY)  ## formatter, linter, types, import rules, spelling
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/typos
+
+format: $(READY)  ## apply the formatter and the linter's own fixes
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(READY)  ## ratios against a baseline of the same run
+	@$(BIN)/python -m benchmarks
+
+lock: $(READY)  ## write requirements.lock anew from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-annotate --no-header \
+		--no-strip-extras --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
+
+clean:  ## remove .venv and caches; the embedded database in .assetclass stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

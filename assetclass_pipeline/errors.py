@@ -1,0 +1,119 @@
+"""Typed errors, each with its code, HTTP status and exit status.
+
+Belongs here: every error that a person or a script may see. Does not: rendering, which each
+surface does once. A message says what is wrong and what to do next; it never holds a password.
+"""
+
+from typing import ClassVar
+
+
+class AssetClassError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+    http_status: ClassVar[int] = 500
+    exit_status: ClassVar[int] = 1
+
+
+class InvalidOptionsError(AssetClassError):
+    """An option is unknown, out of its range, or contradicts another one."""
+
+    code = "INVALID_OPTIONS"
+    http_status = 400
+    exit_status = 2
+
+
+class InvalidSettingsError(AssetClassError):
+    """An `ASSETCLASS_*` setting cannot be used as it stands."""
+
+    code = "INVALID_SETTINGS"
+    http_status = 500
+    exit_status = 2
+
+
+class DatabaseUnavailableError(AssetClassError):
+    """PostgreSQL cannot be reached, refuses the login, or went away."""
+
+    code = "DATABASE_UNAVAILABLE"
+    http_status = 503
+
+
+class EmbeddedServerError(AssetClassError):
+    """The embedded PostgreSQL could not be set up, started or stopped."""
+
+    code = "EMBEDDED_SERVER_FAILED"
+    http_status = 503
+
+
+class MarketTablesError(AssetClassError):
+    """A market table, one of its columns, or a right on it is missing, or its kind is unsupported."""
+
+    code = "MARKET_TABLES_UNUSABLE"
+    http_status = 503
+
+
+class SchemaNotReadyError(AssetClassError):
+    """The pipeline's own schema is missing or not at the newest migration."""
+
+    code = "SCHEMA_NOT_READY"
+    http_status = 503
+
+
+class OperationInProgressError(AssetClassError):
+    """Another operation is active; only one may be."""
+
+    code = "OPERATION_IN_PROGRESS"
+    http_status = 409
+    exit_status = 3
+
+    def __init__(self, message: str, *, correction_id: str) -> None:
+        super().__init__(message)
+        self.correction_id = correction_id
+
+
+class OperationNotFoundError(AssetClassError):
+    """No operation has this correctionId."""
+
+    code = "OPERATION_NOT_FOUND"
+    http_status = 404
+    exit_status = 4
+
+
+class OperationStateError(AssetClassError):
+    """The operation is in a state in which this cannot be done."""
+
+    code = "OPERATION_STATE_CONFLICT"
+    http_status = 409
+
+
+class OperationFencedError(AssetClassError):
+    """This process no longer owns the operation: it was taken over, cancelled or ended."""
+
+    code = "OPERATION_FENCED"
+    http_status = 409
+
+
+class OperationCancelledError(AssetClassError):
+    """The operation was cancelled between two batches; everything committed so far stays."""
+
+    code = "OPERATION_CANCELLED"
+    http_status = 409
+
+
+class OperationTimedOutError(AssetClassError):
+    """The operation used up its `timeout` and stopped between two batches."""
+
+    code = "OPERATION_TIMED_OUT"
+    http_status = 504
+
+
+class CorrectionFailedError(AssetClassError):
+    """Batches could not be written; everything committed so far stays and can be resumed."""
+
+    code = "CORRECTION_FAILED"
+
+
+class DemoDataError(AssetClassError):
+    """The demo's source packages could not be fetched or do not hold what is expected."""
+
+    code = "DEMO_DATA_UNAVAILABLE"

@@ -1,0 +1,125 @@
+"""Every `ASSETCLASS_*` setting: the only module that reads the environment."""
+
+from datetime import date, time
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from assetclass_pipeline.errors import InvalidSettingsError
+from assetclass_pipeline.model.quality import Thresholds
+
+
+def _known_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"{name!r} is not a time zone; write it like Europe/Istanbul or UTC")
+    return name
+
+
+def _first_of_month(day: date) -> date:
+    if day.day != 1:
+        raise ValueError(f"must be the first day of a month, like {day.replace(day=1)}")
+    return day
+
+
+class SessionLimits(BaseModel):
+    """Server-side limits that every session of ours sets (seconds)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    connect_timeout: int = Field(10, ge=1, description="seconds to reach the server")
+    # Below PostgreSQL's deadlock_timeout (1 s), so that our session yields, not the application's.
+    lock_timeout: float = Field(0.8, gt=0, description="seconds a statement may wait for a lock")
+    statement_timeout: float = Field(300, gt=0, description="seconds one statement may take")
+    idle_in_transaction_timeout: float = Field(60, gt=0)
+
+
+class RetryPolicy(BaseModel):
+    """How transient errors (deadlock, lost connection, restart) are tried again."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tries: int = Field(3, ge=1, le=20, description="tries of one batch in all")
+    first_wait: float = Field(5, ge=0, description="seconds before the second try")
+    longest_wait: float = Field(300, ge=0, description="seconds a wait may grow to")
+
+
+class Settings(BaseSettings):
+    """All settings with their defaults; nested ones are written `ASSETCLASS_RETRY__TRIES=5`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ASSETCLASS_", env_nested_delimiter="__", frozen=True, extra="ignore"
+    )
+
+    database_url: SecretStr | None = Field(
+        None, description="DSN of the database with the market tables; unset: embedded PostgreSQL"
+    )
+    home: Path = Field(
+        Path(".assetclass"), description="embedded server, Dagster instance, fetched demo data"
+    )
+    embedded_start_timeout: float = Field(120, gt=0, description="seconds; recovery can take long")
+
+    market_schema: str = "public"
+    market_table: str = "market_data"
+    symbols_schema: str = "public"
+    symbols_table: str = "symbols"
+
+    first_month: Annotated[date, AfterValidator(_first_of_month)] = Field(
+        date(1999, 1, 1), description="first monthly partition; older rows belong to it too"
+    )
+    time_zone: Annotated[str, AfterValidator(_known_zone)] = Field(
+        "UTC", description="zone of the schedules"
+    )
+    nightly_start: time = time(2, 0)
+    nightly_end: time = time(6, 0)
+
+    dagster_database: str = Field("dagster", description="database of Dagster's own storage")
+    dagster_database_url: SecretStr | None = Field(
+        None, description="DSN of Dagster's storage; unset: dagster_database beside the data"
+    )
+    webserver_port: int = Field(3000, ge=1, le=65535)
+
+    thresholds: Thresholds = Thresholds()
+    session: SessionLimits = SessionLimits.model_construct()
+    retry: RetryPolicy = RetryPolicy.model_construct()
+    heartbeat_interval: float = Field(5, gt=0, description="seconds between two heartbeats")
+    heartbeat_stale_after: float = Field(
+        60, gt=0, description="seconds without heartbeat after which an operation is interrupted"
+    )
+
+    @model_validator(mode="after")
+    def _stale_is_later_than_a_beat(self) -> "Settings":
+        if self.heartbeat_stale_after < 3 * self.heartbeat_interval:
+            raise ValueError("heartbeat_stale_after must be at least three heartbeat_intervals")
+        return self
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The schedules' time zone."""
+        return ZoneInfo(self.time_zone)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment; `overrides` win.
+
+    Raises InvalidSettingsError naming each setting that cannot be used.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [
+            f"ASSETCLASS_{'__'.join(str(part) for part in problem['loc']).upper()}: "
+            f"{problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        raise InvalidSettingsError("Settings cannot be used:\n  " + "\n  ".join(lines)) from None
