@@ -117,3 +117,10 @@ class DemoDataError(AssetClassError):
     """The demo's source packages could not be fetched or do not hold what is expected."""
 
     code = "DEMO_DATA_UNAVAILABLE"
+
+
+class ServicesError(AssetClassError):
+    """The services of `up` cannot start, run already, or one of them does not stay alive."""
+
+    code = "SERVICES_FAILED"
+    http_status = 503
