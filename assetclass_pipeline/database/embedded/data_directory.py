@@ -1,0 +1,162 @@
+"""The files of one embedded server: layout, initdb, password, version, log.
+
+Belongs here: what stands on the disk. Nothing in it is absolute, so the directory can be moved.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from assetclass_pipeline.database.embedded.account import (
+    Account,
+    adopt,
+    hand_over,
+    reachable,
+)
+from assetclass_pipeline.database.embedded.binaries import Binaries
+from assetclass_pipeline.database.embedded.launch import advice, launch
+from assetclass_pipeline.errors import EmbeddedServerError
+
+SUPERUSER = "assetclass"
+_LOG_LINES = 15
+_LARGEST_LOG = 16 * 1024 * 1024
+
+
+class DataDirectory:
+    """`directory` with `data/` (PostgreSQL's own), `password`, `port` and `server.log`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.log = directory / "server.log"
+        self._password = directory / "password"
+        self._port = directory / "port"
+
+    @property
+    def initialised(self) -> bool:
+        """Whether initdb has come to its end here."""
+        return (self.data / "PG_VERSION").exists()
+
+    def major_version(self) -> int:
+        """The major version that the data belong to. Raises OSError, ValueError."""
+        return int((self.data / "PG_VERSION").read_text().split(".")[0])
+
+    def password(self) -> str:
+        """The superuser's password. Raises EmbeddedServerError when the file is gone."""
+        try:
+            return self._password.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            raise EmbeddedServerError(
+                f"{self._password} is missing, and without it nobody can log in to the embedded "
+                f"PostgreSQL. Put it back, or move {self.directory} away to begin with an empty "
+                "database."
+            ) from None
+
+    def last_port(self) -> int | None:
+        """The port of the latest start, which is kept where it is free."""
+        try:
+            return int(self._port.read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def remember_port(self, port: int) -> None:
+        """Keep the port for the next start. Raises OSError."""
+        self._port.write_text(f"{port}\n", encoding="ascii")
+        adopt(self._port)
+
+    def initialise(self, binaries: Binaries, account: Account | None) -> None:
+        """Run initdb in a directory beside and put it in place when it is complete.
+
+        Raises EmbeddedServerError with initdb's own words, OSError when nothing can be written.
+        """
+        unfinished = self.directory / "data.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        hand_over(unfinished, account)
+        password = secrets.token_urlsafe(24)
+        self._write_password(password)
+        try:
+            with (
+                reachable(unfinished, account) as (target, inherited),
+                _password_for(account, password) as password_path,
+                reachable(password_path, account) as (password_name, also_inherited),
+            ):
+                self._run_initdb(
+                    [
+                        str(binaries.program("initdb")),
+                        *("-D", target, "-U", SUPERUSER, f"--pwfile={password_name}"),
+                        *("-A", "scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
+                    ],
+                    account,
+                    inherited + also_inherited,
+                )
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        unfinished.rename(self.data)
+
+    def rotate_log(self) -> None:
+        """Keep one older log beside the current one. Raises OSError."""
+        if self.log.exists() and self.log.stat().st_size > _LARGEST_LOG:
+            self.log.replace(self.log.with_suffix(".log.1"))
+
+    def log_size(self) -> int:
+        """Bytes in the log so far."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_tail(self, offset: int) -> str:
+        """The last lines that the server wrote after the byte `offset`."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(offset)
+                lines = log.read().decode("utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (the log is empty)"
+
+    def _write_password(self, password: str) -> None:
+        fresh = self._password.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor
+            file.write(f"{password}\n")
+        adopt(fresh)
+        fresh.replace(self._password)
+
+    def _run_initdb(
+        self, command: list[str], account: Account | None, descriptors: tuple[int, ...]
+    ) -> None:
+        with launch(
+            command, output=subprocess.PIPE, account=account, descriptors=descriptors
+        ) as initdb:
+            try:
+                output, _ = initdb.communicate()
+            except BaseException:
+                initdb.kill()
+                raise
+        if initdb.returncode != 0:
+            lines = output.decode("utf-8", errors="replace").splitlines()
+            tail = "\n".join(f"  {line}" for line in lines[-_LOG_LINES:])
+            raise EmbeddedServerError(
+                f"The embedded PostgreSQL could not be set up in {self.directory}. initdb said:\n"
+                f"{tail}\n{advice(tail)}"
+            )
+
+
+@contextmanager
+def _password_for(account: Account | None, password: str) -> Iterator[Path]:
+    """A short-lived copy that initdb's account can read."""
+    descriptor, name = tempfile.mkstemp(prefix="assetclass-")
+    path = Path(name)
+    try:
+        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor
+            file.write(f"{password}\n")
+        hand_over(path, account)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""The running server process: recognising it, telling its state, ending it.
+
+Belongs here: postmaster.pid and signals. Does not: starting, which the server module does.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from assetclass_pipeline.database.embedded.binaries import Binaries
+from assetclass_pipeline.errors import EmbeddedServerError
+
+_POLL_INTERVAL = 0.05
+_IMMEDIATE_STOP_TIMEOUT = 15.0
+_KILL_TIMEOUT = 10.0
+# Between the start of a process and the moment that it writes its start time down.
+_LATEST_RECORD = 120.0
+
+
+@dataclass(frozen=True)
+class PostmasterFile:
+    """What postmaster.pid says; later lines are missing while the server is starting."""
+
+    pid: int
+    started: int
+    port: int | None
+    status: str | None
+
+
+def read_postmaster_file(data: Path) -> PostmasterFile | None:
+    """The contents of postmaster.pid; None when there is none or it says nothing usable."""
+    try:
+        lines = (data / "postmaster.pid").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    fields = [line.strip() for line in lines] + [""] * 8
+    pid, _directory, started, port, _sockets, _address, _memory, status = fields[:8]
+    if not (pid.lstrip("-").isdigit() and started.isdigit()):
+        return None
+    return PostmasterFile(
+        # The sign marks a server in single-user mode.
+        pid=abs(int(pid)),
+        started=int(started),
+        port=int(port) if port.isdigit() else None,
+        status=status or None,
+    )
+
+
+def find_postmaster(data: Path) -> psutil.Process | None:
+    """The living server of this data directory, or None.
+
+    A pid may have been reused since a crash: the process must be a postgres that works in this very
+    directory. Where that cannot be read, its start time must fit the one on record.
+    """
+    record = read_postmaster_file(data)
+    if record is None:
+        return None
+    try:
+        process = psutil.Process(record.pid)
+        if not is_alive(process) or not _is_postgres(process):
+            return None
+        try:
+            return process if _works_in(process, data) else None
+        except psutil.AccessDenied:
+            age = record.started - process.create_time()
+            return process if -1 <= age <= _LATEST_RECORD else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def leftovers(data: Path) -> list[psutil.Process]:
+    """Server processes that still work in this data directory, whoever their parent is."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if is_alive(process) and _is_postgres(process) and _works_in(process, data):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether the process still runs; one that only waits to be reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def clear_stale_file(data: Path) -> None:
+    """Remove what a crashed server left, so that the next one starts; only without a living one.
+
+    PostgreSQL itself refuses to start when the recorded pid belongs to any living process of the
+    same user by now, or when the file is empty. Its children may outlive it for a moment.
+
+    Raises EmbeddedServerError when such a child does not go, OSError when the file cannot.
+    """
+    path = data / "postmaster.pid"
+    if not path.exists():
+        return
+    if not _end([signal.SIGQUIT, _SIGKILL], leftovers(data), patience=5.0):
+        raise EmbeddedServerError(
+            f"Processes of a crashed PostgreSQL still use {data} and could not be ended. End them "
+            "by hand and try again."
+        )
+    path.unlink(missing_ok=True)
+
+
+def stop_postmaster(
+    process: psutil.Process, data: Path, binaries: Binaries, timeout: float
+) -> None:
+    """End the server: fast, after `timeout` seconds immediately, at last by killing it.
+
+    An interruption (Ctrl-C) while waiting goes straight to the immediate stop.
+    Raises EmbeddedServerError when it survives even that.
+    """
+    steps = (("INT", timeout), ("QUIT", _IMMEDIATE_STOP_TIMEOUT), ("KILL", _KILL_TIMEOUT))
+    try:
+        stopped = any(_signal_and_wait(process, *step, binaries) for step in steps)
+    except BaseException:
+        _signal_and_wait(process, "QUIT", _IMMEDIATE_STOP_TIMEOUT, binaries)
+        raise
+    if not stopped:
+        raise EmbeddedServerError(
+            f"The embedded PostgreSQL (process {process.pid}, {data}) does not stop, not even "
+            "when killed. Its disk may hang; look at the system's log."
+        )
+    if (data / "postmaster.pid").exists():
+        clear_stale_file(data)
+
+
+def _signal_and_wait(
+    process: psutil.Process, name: str, patience: float, binaries: Binaries
+) -> bool:
+    _signal(process, name, binaries)
+    return _gone([process], patience)
+
+
+def _signal(process: psutil.Process, name: str, binaries: Binaries) -> None:
+    try:
+        if sys.platform == "win32":
+            subprocess.run(
+                [binaries.program("pg_ctl"), "kill", name, str(process.pid)],
+                capture_output=True,
+                check=False,
+            )
+        elif is_alive(process):
+            process.send_signal(getattr(signal, f"SIG{name}"))
+    except psutil.NoSuchProcess:
+        return
+    except psutil.AccessDenied:
+        raise EmbeddedServerError(
+            f"The embedded PostgreSQL (process {process.pid}) belongs to another user, who alone "
+            "can stop it."
+        ) from None
+
+
+def _end(steps: list[signal.Signals], processes: list[psutil.Process], patience: float) -> bool:
+    """Wait, then signal step by step; whether all processes are gone."""
+    if _gone(processes, patience):
+        return True
+    for step in steps:
+        for process in filter(is_alive, processes):
+            process.send_signal(step)
+        if _gone(processes, patience):
+            return True
+    return False
+
+
+def _gone(processes: list[psutil.Process], timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while any(is_alive(process) for process in processes):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_INTERVAL)
+    return True
+
+
+def _is_postgres(process: psutil.Process) -> bool:
+    return process.name().removesuffix(".exe") in {"postgres", "postmaster"}
+
+
+def _works_in(process: psutil.Process, data: Path) -> bool:
+    try:
+        return Path(process.cwd()).samefile(data)
+    except OSError:
+        return False
+
+
+_SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)

@@ -1,0 +1,345 @@
+"""Start, attach to and stop the embedded PostgreSQL of one directory.
+
+Belongs here: the order of things and who owns the server. Does not: its files, its processes.
+"""
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, MappingProxyType, TracebackType
+from typing import NoReturn, Self
+from urllib.parse import quote
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from assetclass_pipeline.database.embedded.account import (
+    Account,
+    adopt,
+    reachable,
+    reachable_binaries,
+    server_account,
+)
+from assetclass_pipeline.database.embedded.binaries import (
+    Binaries,
+    binaries_for_major,
+    find_binaries,
+)
+from assetclass_pipeline.database.embedded.data_directory import SUPERUSER, DataDirectory
+from assetclass_pipeline.database.embedded.launch import advice, launch
+from assetclass_pipeline.database.embedded.postmaster import (
+    clear_stale_file,
+    find_postmaster,
+    read_postmaster_file,
+    stop_postmaster,
+)
+from assetclass_pipeline.database.embedded.users import Users
+from assetclass_pipeline.errors import EmbeddedServerError
+
+DATABASE = "assetclass"
+_HOST = "127.0.0.1"
+_POLL_INTERVAL = 0.05
+_PORT_TRIES = 5
+_SETTINGS = {
+    "listen_addresses": _HOST,
+    # A socket's path may not be longer than about 100 bytes, and a home directory's can be.
+    "unix_socket_directories": "",
+    "shared_buffers": "128MB",
+    "max_connections": "100",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] %u@%d ",
+    "lc_messages": "C",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+}
+_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+
+# A child that outlives the object that started it is reaped here, without a ResourceWarning.
+_children: list[subprocess.Popen[bytes]] = []
+
+
+class EmbeddedServer:
+    """One user of the embedded PostgreSQL in `directory`; any number of processes may be users.
+
+    The first one starts the server, the last one to leave stops it. A user that dies without
+    leaving no longer counts. Times are in seconds; `settings` are PostgreSQL's own and only matter
+    to the user that starts the server.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        binaries: Binaries | None = None,
+        start_timeout: float = 120,
+        stop_timeout: float = 60,
+        settings: Mapping[str, str] = _NO_SETTINGS,
+    ) -> None:
+        self._files = DataDirectory(directory.expanduser().absolute())
+        self._binaries = binaries
+        self._start_timeout = start_timeout
+        self._stop_timeout = stop_timeout
+        self._settings = dict(settings)
+        self._users = Users(self._files.directory)
+        self._port: int | None = None
+        self._within_process = threading.RLock()
+
+    def start(self) -> str:
+        """Start the server, or attach to the running one; returns the DSN of `assetclass`.
+
+        Raises EmbeddedServerError that says what stands in the way and what to do about it.
+        """
+        with self._within_process, self._system_errors_explained():
+            self._files.directory.mkdir(parents=True, exist_ok=True)
+            with self._users.exclusive(self._start_timeout):
+                self._port = self._ensure_running()
+                self._users.join()
+            atexit.unregister(self.stop)
+            atexit.register(self.stop)
+            return self.url()
+
+    def stop(self) -> None:
+        """Leave; the last user stops the server and waits for its end. Without start: nothing.
+
+        Raises EmbeddedServerError when the server cannot be stopped.
+        """
+        with self._within_process, self._system_errors_explained():
+            if not self._users.joined:
+                return
+            with self._users.exclusive(self._start_timeout):
+                if not self._users.others():
+                    self._stop_running()
+                self._users.leave()
+            self._port = None
+            atexit.unregister(self.stop)
+
+    def url(self, database: str = DATABASE) -> str:
+        """The DSN of a database; it holds the password, so it is not for logs.
+
+        Raises EmbeddedServerError before `start`.
+        """
+        if self._port is None:
+            raise EmbeddedServerError("The embedded PostgreSQL is not started: call start() first.")
+        password = quote(self._files.password(), safe="")
+        return (
+            f"postgresql://{SUPERUSER}:{password}@{_HOST}:{self._port}/{quote(database, safe='')}"
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _ensure_running(self) -> int:
+        deadline = time.monotonic() + self._start_timeout
+        data = self._files.data
+        _reap_children()
+        process = find_postmaster(data)
+        if process is not None and _is_stopping(data):
+            with suppress(psutil.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            _reap_children()
+            process = find_postmaster(data)
+        if process is not None:
+            return self._wait_until_ready(process, None, self._files.log_size(), deadline)
+        return self._start_anew(deadline)
+
+    def _start_anew(self, deadline: float) -> int:
+        account = server_account(self._files.directory, self._files.data)
+        binaries = reachable_binaries(self._fitting_binaries(), account)
+        if not self._files.initialised:
+            self._files.initialise(binaries, account)
+        clear_stale_file(self._files.data)
+        self._files.rotate_log()
+        for attempt in range(1, _PORT_TRIES + 1):
+            port = _free_port(self._files.last_port() if attempt == 1 else None)
+            offset = self._files.log_size()
+            try:
+                ready = self._launch_and_wait(binaries, account, port, offset, deadline)
+            except EmbeddedServerError as error:
+                # Someone else took the port after we had looked.
+                if attempt == _PORT_TRIES or "Address already in use" not in str(error):
+                    raise
+            else:
+                self._files.remember_port(ready)
+                return ready
+        raise AssertionError("the last attempt returns or raises")
+
+    def _fitting_binaries(self) -> Binaries:
+        if not self._files.initialised:
+            return self._binaries or find_binaries()
+        major = self._files.major_version()
+        fitting = self._binaries or binaries_for_major(major)
+        if fitting is None or fitting.major != major:
+            chosen = self._binaries or find_binaries()
+            raise EmbeddedServerError(
+                f"{self._files.data} holds data of PostgreSQL {major}, and the programs in "
+                f"{chosen.bin_directory} are PostgreSQL {chosen.major}, which cannot open it. "
+                f"Install PostgreSQL {major}; or move {self._files.directory} away to begin with "
+                "an empty database; or dump the data with the old version and load it into the new."
+            )
+        return fitting
+
+    def _launch_and_wait(
+        self,
+        binaries: Binaries,
+        account: Account | None,
+        port: int,
+        offset: int,
+        deadline: float,
+    ) -> int:
+        settings = _SETTINGS | self._settings | {"port": str(port)}
+        with (
+            reachable(self._files.data, account) as (data, descriptors),
+            self._files.log.open("ab") as log,
+        ):
+            adopt(self._files.log)
+            command = [str(binaries.program("postgres")), "-D", data]
+            for name, value in settings.items():
+                command += ["-c", f"{name}={value}"]
+            child = launch(command, output=log, account=account, descriptors=descriptors)
+        _children.append(child)
+        try:
+            return self._wait_until_ready(psutil.Process(child.pid), child, offset, deadline)
+        except BaseException:
+            with suppress(psutil.NoSuchProcess):
+                stop_postmaster(psutil.Process(child.pid), self._files.data, binaries, 0)
+            child.wait()
+            raise
+
+    def _wait_until_ready(
+        self,
+        process: psutil.Process,
+        child: subprocess.Popen[bytes] | None,
+        offset: int,
+        deadline: float,
+    ) -> int:
+        while True:
+            _reap_children()
+            if find_postmaster(self._files.data) is None and (
+                child is None or child.poll() is not None
+            ):
+                tail = self._files.log_tail(offset)
+                raise EmbeddedServerError(
+                    f"The embedded PostgreSQL in {self._files.directory} did not start. "
+                    f"Its log ends with:\n{tail}\n{advice(tail)}"
+                )
+            record = read_postmaster_file(self._files.data)
+            if (
+                record is not None
+                and record.pid == process.pid
+                and record.port is not None
+                and record.status in {"ready", "standby"}
+            ):
+                self._ensure_database(record.port, deadline)
+                return record.port
+            if time.monotonic() >= deadline:
+                raise EmbeddedServerError(
+                    f"The embedded PostgreSQL in {self._files.directory} was not ready after "
+                    f"{self._start_timeout:g} s; after a crash it may need longer to recover. Set "
+                    "ASSETCLASS_EMBEDDED_START_TIMEOUT to more seconds and try again. Its log ends "
+                    f"with:\n{self._files.log_tail(offset)}"
+                )
+            time.sleep(_POLL_INTERVAL)
+
+    def _ensure_database(self, port: int, deadline: float) -> None:
+        try:
+            with psycopg.connect(
+                host=_HOST,
+                port=port,
+                user=SUPERUSER,
+                password=self._files.password(),
+                dbname="postgres",
+                connect_timeout=max(2, int(deadline - time.monotonic())),
+                autocommit=True,
+            ) as connection:
+                known = connection.execute(
+                    "SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]
+                ).fetchone()
+                if known is None:
+                    create = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE))
+                    connection.execute(create)
+        except psycopg.errors.InvalidPassword:
+            raise EmbeddedServerError(
+                f"The embedded PostgreSQL refuses the password in {self._files.directory}. The "
+                "file `password` there is not the one it was set up with: put the right one back."
+            ) from None
+        except psycopg.Error as error:
+            raise EmbeddedServerError(
+                f"The embedded PostgreSQL in {self._files.directory} runs, but does not answer: "
+                f"{error}\nLook into {self._files.log}."
+            ) from error
+
+    def _stop_running(self) -> None:
+        _reap_children()
+        data = self._files.data
+        process = find_postmaster(data)
+        if process is not None:
+            stop_postmaster(process, data, self._fitting_binaries(), self._stop_timeout)
+        _reap_children()
+
+    @contextmanager
+    def _system_errors_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise EmbeddedServerError(
+                f"The embedded PostgreSQL cannot use {self._files.directory}: {error}. "
+                f"{advice(str(error))} Its log ends with:\n{self._files.log_tail(0)}"
+            ) from error
+
+
+def exit_on_termination() -> None:
+    """Let SIGTERM end this process like `sys.exit`, so that the server is left in order.
+
+    For a program's main thread; a library never calls it.
+    """
+    signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _is_stopping(data: Path) -> bool:
+    record = read_postmaster_file(data)
+    return record is not None and record.status == "stopping"
+
+
+def _reap_children() -> None:
+    _children[:] = [child for child in _children if child.poll() is None]
+
+
+def _free_port(preferred: int | None) -> int:
+    for port in (preferred, 0):
+        if port is None:
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as candidate:
+            if os.name == "posix":
+                # As PostgreSQL does: connections that linger do not make a port taken.
+                candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind((_HOST, port))
+            except OSError:
+                continue
+            return int(candidate.getsockname()[1])
+    raise EmbeddedServerError(
+        f"No free port is left on {_HOST}. End processes that listen there and try again."
+    )

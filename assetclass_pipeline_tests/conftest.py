@@ -1,0 +1,113 @@
+"""Fixtures for every test: a PostgreSQL server per test process, a fresh database per test.
+
+A test that asks for `database_url` runs on PostgreSQL 18 from the wheel. Marked with
+`every_postgres` it also runs on the system's version, where one is installed.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from assetclass_pipeline.database.embedded import (
+    Binaries,
+    EmbeddedServer,
+    find_binaries,
+    system_binaries,
+)
+
+# The data of a test server die with it, so nothing waits for the disk.
+_SETTINGS_OF_TESTS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "shared_buffers": "64MB",
+    "autovacuum": "off",
+}
+_database_numbers = itertools.count(1)
+
+StartServer = Callable[[Binaries], EmbeddedServer]
+
+
+def _every_binaries() -> list[Binaries]:
+    preferred = find_binaries()
+    system = system_binaries()
+    other_version = system is not None and system.major != preferred.major
+    return [preferred, system] if other_version and system is not None else [preferred]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests marked `every_postgres` on each version, all others on the preferred one."""
+    if "postgres_binaries" not in metafunc.fixturenames:
+        return
+    versions = _every_binaries()
+    if not any(metafunc.definition.iter_markers("every_postgres")):
+        versions = versions[:1]
+    metafunc.parametrize(
+        "postgres_binaries",
+        versions,
+        ids=[f"postgres{binaries.major}" for binaries in versions],
+        scope="session",
+        indirect=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres_binaries(request: pytest.FixtureRequest) -> Binaries:
+    """The PostgreSQL programs that the test runs on."""
+    binaries = request.param
+    assert isinstance(binaries, Binaries)
+    return binaries
+
+
+@pytest.fixture(scope="session")
+def _test_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    # Both versions stay up side by side: pytest sets the parameter up anew whenever it changes.
+    servers: dict[Binaries, EmbeddedServer] = {}
+    with ExitStack() as stack:
+
+        def start(binaries: Binaries) -> EmbeddedServer:
+            if binaries not in servers:
+                directory = tmp_path_factory.mktemp(f"postgres{binaries.major}")
+                server = EmbeddedServer(directory, binaries=binaries, settings=_SETTINGS_OF_TESTS)
+                servers[binaries] = stack.enter_context(server)
+            return servers[binaries]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_binaries: Binaries, _test_servers: StartServer) -> EmbeddedServer:
+    """A running server for this test process; it is stopped when the tests end."""
+    return _test_servers(postgres_binaries)
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedServer) -> Iterator[str]:
+    """The DSN of an empty database that only this test sees."""
+    with fresh_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def another_database_url(postgres_server: EmbeddedServer) -> Iterator[str]:
+    """A second empty database beside `database_url`, for Dagster's storage for example."""
+    with fresh_database(postgres_server) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(server: EmbeddedServer) -> Iterator[str]:
+    """Create an empty database; drop it at the end, even when sessions were left open in it."""
+    name = f"test_{next(_database_numbers)}"
+    identifier = sql.Identifier(name)
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(identifier))
+    try:
+        yield server.url(name)
+    finally:
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
