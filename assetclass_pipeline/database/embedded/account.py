@@ -30,7 +30,8 @@ class Account:
 
     def may_enter(self, path: Path) -> bool:
         """Whether the account may pass through every directory above `path`."""
-        return all(self._has(directory.stat(), stat.S_IXUSR) for directory in path.parents)
+        above = {*path.parents, *path.resolve().parents}
+        return all(self._has(directory.stat(), stat.S_IXUSR) for directory in above)
 
     def may_read(self, path: Path) -> bool:
         """Whether the account may reach and read the file `path`."""

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from assetclass_pipeline.database.embedded.account import (
     Account,
@@ -74,9 +75,10 @@ class DataDirectory:
 
         Raises EmbeddedServerError with initdb's own words, OSError when nothing can be written.
         """
-        unfinished = self.directory / "data.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(mode=0o700)
+        for abandoned in self.directory.glob("data.unfinished-*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        # A name of its own: the initdb of a killed process may still be writing under the last one.
+        unfinished = Path(tempfile.mkdtemp(prefix="data.unfinished-", dir=self.directory))
         hand_over(unfinished, account)
         password = secrets.token_urlsafe(24)
         self._write_password(password)
@@ -100,10 +102,15 @@ class DataDirectory:
             raise
         unfinished.rename(self.data)
 
-    def rotate_log(self) -> None:
-        """Keep one older log beside the current one. Raises OSError."""
-        if self.log.exists() and self.log.stat().st_size > _LARGEST_LOG:
+    @contextmanager
+    def open_log(self) -> Iterator[IO[bytes]]:
+        """The log, to append to; a large one is put aside first. Raises OSError."""
+        if self.log_size() > _LARGEST_LOG:
             self.log.replace(self.log.with_suffix(".log.1"))
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with open(descriptor, "ab") as log:  # noqa: PTH123 - a descriptor
+            adopt(self.log)
+            yield log
 
     def log_size(self) -> int:
         """Bytes in the log so far."""
@@ -144,7 +151,7 @@ class DataDirectory:
             tail = "\n".join(f"  {line}" for line in lines[-_LOG_LINES:])
             raise EmbeddedServerError(
                 f"The embedded PostgreSQL could not be set up in {self.directory}. initdb said:\n"
-                f"{tail}\n{advice(tail)}"
+                f"{tail}\n{advice(tail, self.directory)}"
             )
 
 

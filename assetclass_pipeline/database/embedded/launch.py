@@ -4,6 +4,7 @@ Belongs here: the environment, session and account of a child. Does not: which p
 """
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,34 +12,37 @@ from typing import IO
 
 from assetclass_pipeline.database.embedded.account import Account
 
-_ADVICE = (
-    (
-        "No space left on device",
-        "The disk is full: free some space, or set ASSETCLASS_HOME to a directory on another one.",
+_ADVICE = {
+    "No space left on device": (
+        "The disk is full: free some space, or set ASSETCLASS_HOME to a directory on another one."
     ),
-    (
-        "Disk quota exceeded",
-        "The disk quota is used up: free some space, or set ASSETCLASS_HOME elsewhere.",
+    "Disk quota exceeded": (
+        "The disk quota is used up: free some space, or set ASSETCLASS_HOME elsewhere."
     ),
-    (
-        "Read-only file system",
-        "The file system is read-only: set ASSETCLASS_HOME to a directory that can be written.",
+    "Read-only file system": (
+        "The file system is read-only: set ASSETCLASS_HOME to a directory that can be written."
     ),
-    (
-        "Permission denied",
-        "Set ASSETCLASS_HOME to a directory that you own, or run as the owner of this one.",
+    "Permission denied": (
+        "Set ASSETCLASS_HOME to a directory that you own, or run as the owner of this one."
     ),
-    (
-        "could not create shared memory",
-        "The system gives no shared memory: end other servers, or raise its limits.",
+    "could not create shared memory": (
+        "The system gives no shared memory: end other servers, or raise its limits."
     ),
-)
-_GENERAL_ADVICE = "Repair what the lines above name and try again."
+}
+_GENERAL_ADVICE = "Repair what is named here and try again."
+# PostgreSQL writes its log in segments of 16 MB; below that it cannot be trusted to start.
+_LEAST_FREE_SPACE = 16 * 1024 * 1024
 
 
-def advice(text: str) -> str:
+def advice(text: str, directory: Path) -> str:
     """What to do about a failure, from PostgreSQL's or the system's own words."""
-    return next((what for sign, what in _ADVICE if sign in text), _GENERAL_ADVICE)
+    for sign, what in _ADVICE.items():
+        if sign in text:
+            return what
+    if directory.exists() and shutil.disk_usage(directory).free < _LEAST_FREE_SPACE:
+        # The server's own complaint did not fit on the disk either.
+        return _ADVICE["No space left on device"]
+    return _GENERAL_ADVICE
 
 
 def launch(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,58 +23,70 @@ _KILL_TIMEOUT = 10.0
 _LATEST_RECORD = 120.0
 
 
-@dataclass(frozen=True)
-class PostmasterFile:
-    """What postmaster.pid says; later lines are missing while the server is starting."""
+_ENDING_SIGNALS = (signal.SIGTERM,) if sys.platform == "win32" else (signal.SIGQUIT, signal.SIGKILL)
 
-    pid: int
-    started: int
+
+@dataclass(frozen=True)
+class Postmaster:
+    """A living server: its process, and its port and status once it has written them down."""
+
+    process: psutil.Process
     port: int | None
     status: str | None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it accepts connections, by its own account."""
+        return self.status in {"ready", "standby"}
 
-def read_postmaster_file(data: Path) -> PostmasterFile | None:
-    """The contents of postmaster.pid; None when there is none or it says nothing usable."""
-    try:
-        lines = (data / "postmaster.pid").read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return None
-    fields = [line.strip() for line in lines] + [""] * 8
-    pid, _directory, started, port, _sockets, _address, _memory, status = fields[:8]
-    if not (pid.lstrip("-").isdigit() and started.isdigit()):
-        return None
-    return PostmasterFile(
-        # The sign marks a server in single-user mode.
-        pid=abs(int(pid)),
-        started=int(started),
-        port=int(port) if port.isdigit() else None,
-        status=status or None,
-    )
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has asked it to stop."""
+        return self.status == "stopping"
 
 
-def find_postmaster(data: Path) -> psutil.Process | None:
+def find_postmaster(data: Path) -> Postmaster | None:
     """The living server of this data directory, or None.
 
     A pid may have been reused since a crash: the process must be a postgres that works in this very
     directory. Where that cannot be read, its start time must fit the one on record.
+
+    Raises OSError when postmaster.pid cannot be read.
     """
-    record = read_postmaster_file(data)
-    if record is None:
+    fields = _read_postmaster_file(data)
+    if fields is None:
         return None
+    pid, started, port, status = fields
     try:
-        process = psutil.Process(record.pid)
-        if not is_alive(process) or not _is_postgres(process):
+        process = psutil.Process(pid)
+        if not (is_alive(process) and _is_postgres(process)):
             return None
         try:
-            return process if _works_in(process, data) else None
+            ours = _works_in(process, data)
         except psutil.AccessDenied:
-            age = record.started - process.create_time()
-            return process if -1 <= age <= _LATEST_RECORD else None
+            ours = -1 <= started - process.create_time() <= _LATEST_RECORD
     except psutil.NoSuchProcess:
         return None
+    return Postmaster(process, port, status) if ours else None
 
 
-def leftovers(data: Path) -> list[psutil.Process]:
+def _read_postmaster_file(data: Path) -> tuple[int, int, int | None, str | None] | None:
+    """Pid, start time, port and status; the latter two come when the server has got so far."""
+    try:
+        lines = (data / "postmaster.pid").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    pid, _data, started, port, _sockets, _address, _memory, status = (
+        [line.strip() for line in lines] + [""] * 8
+    )[:8]
+    # The sign marks a server in single-user mode.
+    pid = pid.removeprefix("-")
+    if not (pid.isdigit() and started.isdigit()):
+        return None
+    return int(pid), int(started), int(port) if port.isdigit() else None, status or None
+
+
+def _leftovers(data: Path) -> list[psutil.Process]:
     """Server processes that still work in this data directory, whoever their parent is."""
     found = []
     for process in psutil.process_iter():
@@ -104,7 +117,7 @@ def clear_stale_file(data: Path) -> None:
     path = data / "postmaster.pid"
     if not path.exists():
         return
-    if not _end([signal.SIGQUIT, _SIGKILL], leftovers(data), patience=5.0):
+    if not _end(_ENDING_SIGNALS, _leftovers(data), patience=5.0):
         raise EmbeddedServerError(
             f"Processes of a crashed PostgreSQL still use {data} and could not be ended. End them "
             "by hand and try again."
@@ -161,7 +174,7 @@ def _signal(process: psutil.Process, name: str, binaries: Binaries) -> None:
         ) from None
 
 
-def _end(steps: list[signal.Signals], processes: list[psutil.Process], patience: float) -> bool:
+def _end(steps: Sequence[signal.Signals], processes: list[psutil.Process], patience: float) -> bool:
     """Wait, then signal step by step; whether all processes are gone."""
     if _gone(processes, patience):
         return True
@@ -191,6 +204,3 @@ def _works_in(process: psutil.Process, data: Path) -> bool:
         return Path(process.cwd()).samefile(data)
     except OSError:
         return False
-
-
-_SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, MappingProxyType, TracebackType
 from typing import NoReturn, Self
@@ -24,7 +24,6 @@ from psycopg import sql
 
 from assetclass_pipeline.database.embedded.account import (
     Account,
-    adopt,
     reachable,
     reachable_binaries,
     server_account,
@@ -37,9 +36,9 @@ from assetclass_pipeline.database.embedded.binaries import (
 from assetclass_pipeline.database.embedded.data_directory import SUPERUSER, DataDirectory
 from assetclass_pipeline.database.embedded.launch import advice, launch
 from assetclass_pipeline.database.embedded.postmaster import (
+    Postmaster,
     clear_stale_file,
     find_postmaster,
-    read_postmaster_file,
     stop_postmaster,
 )
 from assetclass_pipeline.database.embedded.users import Users
@@ -89,6 +88,8 @@ class EmbeddedServer:
         self._binaries = binaries
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
+        # Whoever holds the lock may rightly need both times.
+        self._lock_timeout = start_timeout + stop_timeout
         self._settings = dict(settings)
         self._users = Users(self._files.directory)
         self._port: int | None = None
@@ -101,7 +102,7 @@ class EmbeddedServer:
         """
         with self._within_process, self._system_errors_explained():
             self._files.directory.mkdir(parents=True, exist_ok=True)
-            with self._users.exclusive(self._start_timeout):
+            with self._users.exclusive(self._lock_timeout):
                 self._port = self._ensure_running()
                 self._users.join()
             atexit.unregister(self.stop)
@@ -116,12 +117,14 @@ class EmbeddedServer:
         with self._within_process, self._system_errors_explained():
             if not self._users.joined:
                 return
-            with self._users.exclusive(self._start_timeout):
-                if not self._users.others():
-                    self._stop_running()
-                self._users.leave()
-            self._port = None
-            atexit.unregister(self.stop)
+            with self._users.exclusive(self._lock_timeout):
+                try:
+                    if not self._users.anyone_else():
+                        self._stop_running()
+                finally:
+                    self._users.leave()
+                    self._port = None
+                    atexit.unregister(self.stop)
 
     def url(self, database: str = DATABASE) -> str:
         """The DSN of a database; it holds the password, so it is not for logs.
@@ -149,17 +152,17 @@ class EmbeddedServer:
 
     def _ensure_running(self) -> int:
         deadline = time.monotonic() + self._start_timeout
-        data = self._files.data
-        _reap_children()
-        process = find_postmaster(data)
-        if process is not None and _is_stopping(data):
-            with suppress(psutil.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            _reap_children()
-            process = find_postmaster(data)
-        if process is not None:
-            return self._wait_until_ready(process, None, self._files.log_size(), deadline)
+        postmaster = self._find_postmaster()
+        while postmaster is not None and postmaster.stopping and time.monotonic() < deadline:
+            time.sleep(_POLL_INTERVAL)
+            postmaster = self._find_postmaster()
+        if postmaster is not None:
+            return self._wait_until_ready(None, self._files.log_size(), deadline)
         return self._start_anew(deadline)
+
+    def _find_postmaster(self) -> Postmaster | None:
+        _reap_children()
+        return find_postmaster(self._files.data)
 
     def _start_anew(self, deadline: float) -> int:
         account = server_account(self._files.directory, self._files.data)
@@ -167,7 +170,6 @@ class EmbeddedServer:
         if not self._files.initialised:
             self._files.initialise(binaries, account)
         clear_stale_file(self._files.data)
-        self._files.rotate_log()
         for attempt in range(1, _PORT_TRIES + 1):
             port = _free_port(self._files.last_port() if attempt == 1 else None)
             offset = self._files.log_size()
@@ -208,56 +210,48 @@ class EmbeddedServer:
         settings = _SETTINGS | self._settings | {"port": str(port)}
         with (
             reachable(self._files.data, account) as (data, descriptors),
-            self._files.log.open("ab") as log,
+            self._files.open_log() as log,
         ):
-            adopt(self._files.log)
             command = [str(binaries.program("postgres")), "-D", data]
             for name, value in settings.items():
                 command += ["-c", f"{name}={value}"]
             child = launch(command, output=log, account=account, descriptors=descriptors)
         _children.append(child)
         try:
-            return self._wait_until_ready(psutil.Process(child.pid), child, offset, deadline)
+            return self._wait_until_ready(child, offset, deadline)
         except BaseException:
-            with suppress(psutil.NoSuchProcess):
+            if child.poll() is None:
                 stop_postmaster(psutil.Process(child.pid), self._files.data, binaries, 0)
-            child.wait()
+                child.wait()
             raise
 
     def _wait_until_ready(
-        self,
-        process: psutil.Process,
-        child: subprocess.Popen[bytes] | None,
-        offset: int,
-        deadline: float,
+        self, child: subprocess.Popen[bytes] | None, offset: int, deadline: float
     ) -> int:
+        """The port of the server as soon as it answers; `child` is it, if we have started it."""
         while True:
-            _reap_children()
-            if find_postmaster(self._files.data) is None and (
-                child is None or child.poll() is not None
-            ):
-                tail = self._files.log_tail(offset)
-                raise EmbeddedServerError(
-                    f"The embedded PostgreSQL in {self._files.directory} did not start. "
-                    f"Its log ends with:\n{tail}\n{advice(tail)}"
-                )
-            record = read_postmaster_file(self._files.data)
-            if (
-                record is not None
-                and record.pid == process.pid
-                and record.port is not None
-                and record.status in {"ready", "standby"}
-            ):
-                self._ensure_database(record.port, deadline)
-                return record.port
+            child_runs = child is not None and child.poll() is None
+            postmaster = self._find_postmaster()
+            if postmaster is None and not child_runs:
+                raise self._failure("did not start", offset)
+            if postmaster is not None and postmaster.ready and postmaster.port is not None:
+                self._ensure_database(postmaster.port, deadline)
+                return postmaster.port
             if time.monotonic() >= deadline:
-                raise EmbeddedServerError(
-                    f"The embedded PostgreSQL in {self._files.directory} was not ready after "
-                    f"{self._start_timeout:g} s; after a crash it may need longer to recover. Set "
-                    "ASSETCLASS_EMBEDDED_START_TIMEOUT to more seconds and try again. Its log ends "
-                    f"with:\n{self._files.log_tail(offset)}"
+                raise self._failure(
+                    f"was not ready after {self._start_timeout:g} s. After a crash it may need "
+                    "longer to recover: set ASSETCLASS_EMBEDDED_START_TIMEOUT to more seconds and "
+                    "try again",
+                    offset,
                 )
             time.sleep(_POLL_INTERVAL)
+
+    def _failure(self, what: str, offset: int) -> EmbeddedServerError:
+        tail = self._files.log_tail(offset)
+        return EmbeddedServerError(
+            f"The embedded PostgreSQL in {self._files.directory} {what}. {self._files.log} ends "
+            f"with:\n{tail}\n{advice(tail, self._files.directory)}"
+        )
 
     def _ensure_database(self, port: int, deadline: float) -> None:
         try:
@@ -288,11 +282,11 @@ class EmbeddedServer:
             ) from error
 
     def _stop_running(self) -> None:
-        _reap_children()
-        data = self._files.data
-        process = find_postmaster(data)
-        if process is not None:
-            stop_postmaster(process, data, self._fitting_binaries(), self._stop_timeout)
+        postmaster = self._find_postmaster()
+        if postmaster is not None:
+            stop_postmaster(
+                postmaster.process, self._files.data, self._fitting_binaries(), self._stop_timeout
+            )
         _reap_children()
 
     @contextmanager
@@ -302,7 +296,8 @@ class EmbeddedServer:
         except OSError as error:
             raise EmbeddedServerError(
                 f"The embedded PostgreSQL cannot use {self._files.directory}: {error}. "
-                f"{advice(str(error))} Its log ends with:\n{self._files.log_tail(0)}"
+                f"{advice(str(error), self._files.directory)} {self._files.log} ends with:\n"
+                f"{self._files.log_tail(0)}"
             ) from error
 
 
@@ -316,11 +311,6 @@ def exit_on_termination() -> None:
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
-
-
-def _is_stopping(data: Path) -> bool:
-    record = read_postmaster_file(data)
-    return record is not None and record.status == "stopping"
 
 
 def _reap_children() -> None:

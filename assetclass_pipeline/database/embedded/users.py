@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from assetclass_pipeline.database.embedded.account import adopt
 from assetclass_pipeline.errors import EmbeddedServerError
 
 
@@ -45,6 +46,7 @@ class Users:
                 "try again."
             ) from None
         try:
+            adopt(self._start_lock)
             yield
         finally:
             lock.release()
@@ -54,9 +56,11 @@ class Users:
         if self.joined:
             return
         self._directory.mkdir(exist_ok=True)
+        adopt(self._directory)
         name = f"{os.getpid()}-{secrets.token_hex(4)}.lock"
         self._own = FileLock(self._directory / name, fallback_to_soft=False, thread_local=False)
         self._own.acquire(timeout=0)
+        adopt(Path(self._own.lock_file))
         self._joined_by = os.getpid()
 
     def leave(self) -> None:
@@ -66,18 +70,18 @@ class Users:
             Path(self._own.lock_file).unlink(missing_ok=True)
         self._own = self._joined_by = None
 
-    def others(self) -> list[int]:
-        """The process ids of the living users besides this object; files of dead ones go away."""
-        living = []
+    def anyone_else(self) -> bool:
+        """Whether a living user besides this object is left; files of dead ones go away."""
+        living = False
         own = None if self._own is None else Path(self._own.lock_file)
-        for path in sorted(self._directory.glob("*.lock")):
+        for path in self._directory.glob("*.lock"):
             if path == own:
                 continue
             probe = FileLock(path, fallback_to_soft=False, thread_local=False)
             try:
                 probe.acquire(timeout=0)
             except Timeout:
-                living.append(int(path.name.partition("-")[0]))
+                living = True
             else:
                 path.unlink(missing_ok=True)
                 probe.release()
