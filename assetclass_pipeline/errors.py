@@ -46,7 +46,7 @@ class EmbeddedServerError(AssetClassError):
 
 
 class MarketTablesError(AssetClassError):
-    """A market table, one of its columns, or a right on it is missing, or its kind is unsupported."""
+    """A market table, a column or a right is missing, or its kind is unsupported."""
 
     code = "MARKET_TABLES_UNUSABLE"
     http_status = 503

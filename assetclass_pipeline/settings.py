@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from assetclass_pipeline.errors import InvalidSettingsError
+from assetclass_pipeline.model.options import RetryOptions
 from assetclass_pipeline.model.quality import Thresholds
 
 
@@ -42,16 +43,6 @@ class SessionLimits(BaseModel):
     lock_timeout: float = Field(0.8, gt=0, description="seconds a statement may wait for a lock")
     statement_timeout: float = Field(300, gt=0, description="seconds one statement may take")
     idle_in_transaction_timeout: float = Field(60, gt=0)
-
-
-class RetryPolicy(BaseModel):
-    """How transient errors (deadlock, lost connection, restart) are tried again."""
-
-    model_config = ConfigDict(frozen=True)
-
-    tries: int = Field(3, ge=1, le=20, description="tries of one batch in all")
-    first_wait: float = Field(5, ge=0, description="seconds before the second try")
-    longest_wait: float = Field(300, ge=0, description="seconds a wait may grow to")
 
 
 class Settings(BaseSettings):
@@ -90,8 +81,8 @@ class Settings(BaseSettings):
     webserver_port: int = Field(3000, ge=1, le=65535)
 
     thresholds: Thresholds = Thresholds()
-    session: SessionLimits = SessionLimits.model_construct()
-    retry: RetryPolicy = RetryPolicy.model_construct()
+    session: SessionLimits = SessionLimits()
+    retry: RetryOptions = Field(RetryOptions(), description="defaults of the option `retry`")
     heartbeat_interval: float = Field(5, gt=0, description="seconds between two heartbeats")
     heartbeat_stale_after: float = Field(
         60, gt=0, description="seconds without heartbeat after which an operation is interrupted"

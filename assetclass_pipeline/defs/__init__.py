@@ -1,0 +1,1 @@
+"""The Dagster surface: assets, checks, jobs, schedules, sensors and resources."""

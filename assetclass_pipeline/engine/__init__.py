@@ -1,0 +1,1 @@
+"""What the project exists for: measuring, planning, batching, proving, undoing."""

@@ -1,0 +1,1 @@
+"""Pure Python: words, options, scores and states; no I/O."""

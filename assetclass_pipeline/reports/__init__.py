@@ -1,0 +1,1 @@
+"""Quality report, audit and trends: data first, then their presentation."""

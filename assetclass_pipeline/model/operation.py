@@ -1,0 +1,158 @@
+"""Operations: their states, which change may follow which, and what one looks like on the wire.
+
+Belongs here: pure state and progress arithmetic. Does not: rows of the operation tables.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from assetclass_pipeline.model.wire import Moment, Percent, Seconds, WireModel
+
+
+class Kind(StrEnum):
+    """What an operation does."""
+
+    CORRECTION = "correction"
+    ROLLBACK = "rollback"
+
+
+class Status(StrEnum):
+    """Where an operation stands."""
+
+    REQUESTED = "requested"
+    RUNNING = "running"
+    PAUSED = "paused"
+    PLANNED = "planned"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    INTERRUPTED = "interrupted"
+
+
+ACTIVE = frozenset({Status.REQUESTED, Status.RUNNING, Status.PAUSED})
+"""States that keep every other operation out."""
+
+RESUMABLE = frozenset(
+    {Status.PLANNED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT, Status.INTERRUPTED}
+)
+"""Ended or parked, but their ledger lets them go on where they stopped."""
+
+
+class Phase(StrEnum):
+    """What a running operation is doing."""
+
+    STARTING = "starting"
+    ANALYSING = "analysing"
+    PLANNING = "planning"
+    PLANNED = "planned"
+    CORRECTING = "correcting"
+    SWEEPING = "sweeping"
+    VERIFYING = "verifying"
+    DONE = "done"
+
+
+class SkipReason(StrEnum):
+    """Why a planned row was not written."""
+
+    LOCKED = "locked"
+    MOVED_OR_CHANGED = "moved_or_changed"
+    CLASS_CHANGED = "class_changed_in_symbols"
+    CHANGED_BY_OTHERS = "changed_by_others"
+    DELETED = "deleted"
+    VALUE_REWRITTEN = "value_rewritten_by_trigger"
+    VETOED = "vetoed_by_trigger"
+    MISMATCHED_NOT_OVERWRITTEN = "mismatched_not_overwritten"
+
+
+class Change(WireModel):
+    """Rows of one symbol that an operation changed from one class to another."""
+
+    symbol: str | None
+    from_: str | None = Field(alias="from")
+    to: str | None
+    records: int
+
+
+class EtaRange(WireModel):
+    """Estimated seconds to the end."""
+
+    low: Seconds
+    high: Seconds
+
+
+class OperationError(WireModel):
+    """Why an operation did not end well."""
+
+    code: str
+    message: str
+
+
+class Operation(WireModel):
+    """One correction or rollback as every surface shows it."""
+
+    correction_id: str
+    kind: Kind
+    status: Status
+    phase: Phase
+    dry_run: bool
+    requested_by: str
+    reason: str | None
+    ticket: str | None
+    run_id: str | None
+    requested_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    duration_seconds: Seconds | None
+    options: dict[str, Any]
+    records_planned: int | None
+    records_corrected: int
+    records_skipped: int
+    records_failed: int
+    skipped_by_reason: dict[str, int]
+    batches_done: int
+    batches_total: int | None
+    progress_percent: Percent
+    records_per_second: float | None
+    eta_seconds: EtaRange | None
+    throttle: list[str]
+    backup_table: str | None
+    quality_before: dict[str, Any] | None
+    quality_after: dict[str, Any] | None
+    changes: list[Change]
+    error: OperationError | None
+    rollback_of: str | None
+    rolled_back_by: str | None
+    retry_of: str | None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it keeps other operations out."""
+        return self.status in ACTIVE
+
+
+class OperationStatus(WireModel):
+    """Answer to "what is going on": the active operation and the newest ones before it."""
+
+    is_running: bool
+    current_operation: Operation | None
+    recent_operations: list[Operation]
+
+
+def progress_percent(done: int, planned: int | None, phase: Phase) -> float:
+    """Share of planned rows that batches have dealt with, 0..100; 100 only when done."""
+    if phase is Phase.DONE:
+        return 100.0
+    if not planned:
+        return 0.0
+    return min(99.0, 100 * done / planned)
+
+
+def remaining_seconds(done: int, planned: int | None, elapsed: float) -> EtaRange | None:
+    """Seconds to the last batch, from the rate so far with a quarter of doubt either way."""
+    if not planned or done <= 0 or elapsed <= 0:
+        return None
+    rest = max(0, planned - done) * elapsed / done
+    return EtaRange(low=rest * 0.75, high=rest * 1.25)
