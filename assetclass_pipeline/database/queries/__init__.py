@@ -7,7 +7,6 @@ A block starts with `-- name: some_name` and ends at the next one. Values are bo
 import re
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
 
 from psycopg import sql
 
@@ -25,5 +24,5 @@ def query(file: str, name: str, **parts: sql.Composable) -> sql.Composed:
 
     Raises KeyError when there is no such block or a part is missing.
     """
-    text = cast("LiteralString", _blocks(file)[name])
+    text = _blocks(file)[name]
     return sql.SQL(text).format(**parts)
