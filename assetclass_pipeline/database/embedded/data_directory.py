@@ -50,7 +50,7 @@ class DataDirectory:
     def password(self) -> str:
         """The superuser's password. Raises EmbeddedServerError when the file is gone."""
         try:
-            return self._password.read_text(encoding="ascii").strip()
+            return self._password.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             raise EmbeddedServerError(
                 f"{self._password} is missing, and without it nobody can log in to the embedded "
@@ -61,13 +61,13 @@ class DataDirectory:
     def last_port(self) -> int | None:
         """The port of the latest start, which is kept where it is free."""
         try:
-            return int(self._port.read_text(encoding="ascii"))
+            return int(self._port.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 
     def remember_port(self, port: int) -> None:
         """Keep the port for the next start. Raises OSError."""
-        self._port.write_text(f"{port}\n", encoding="ascii")
+        self._port.write_text(f"{port}\n", encoding="utf-8")
         adopt(self._port)
 
     def initialise(self, binaries: Binaries, account: Account | None) -> None:
@@ -130,7 +130,7 @@ class DataDirectory:
         fresh = self._password.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
             file.write(f"{password}\n")
         adopt(fresh)
         fresh.replace(self._password)
@@ -161,7 +161,7 @@ def _password_for(account: Account | None, password: str) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix="assetclass-")
     path = Path(name)
     try:
-        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
             file.write(f"{password}\n")
         hand_over(path, account)
         yield path

@@ -12,10 +12,10 @@ from typing import IO
 
 from assetclass_pipeline.database.embedded.account import Account
 
+_DISK_FULL = "The disk is full: free some space, or set ASSETCLASS_HOME to a directory elsewhere."
 _ADVICE = {
-    "No space left on device": (
-        "The disk is full: free some space, or set ASSETCLASS_HOME to a directory on another one."
-    ),
+    "No space left on device": _DISK_FULL,
+    "Check free disk space": _DISK_FULL,
     "Disk quota exceeded": (
         "The disk quota is used up: free some space, or set ASSETCLASS_HOME elsewhere."
     ),
@@ -41,8 +41,15 @@ def advice(text: str, directory: Path) -> str:
             return what
     if directory.exists() and shutil.disk_usage(directory).free < _LEAST_FREE_SPACE:
         # The server's own complaint did not fit on the disk either.
-        return _ADVICE["No space left on device"]
+        return _DISK_FULL
     return _GENERAL_ADVICE
+
+
+class Child(subprocess.Popen[bytes]):
+    """A child that may go on running after we have ended: the server, while others use it."""
+
+    def __del__(self) -> None:
+        """Spare the reader the warning that a child is still running."""
 
 
 def launch(
@@ -51,9 +58,9 @@ def launch(
     output: int | IO[bytes],
     account: Account | None,
     descriptors: tuple[int, ...],
-) -> subprocess.Popen[bytes]:
+) -> Child:
     """Start one of PostgreSQL's programs as `account`. Raises OSError."""
-    return subprocess.Popen(
+    return Child(
         command,
         stdin=subprocess.DEVNULL,
         stdout=output,

@@ -7,7 +7,6 @@ import atexit
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -34,7 +33,7 @@ from assetclass_pipeline.database.embedded.binaries import (
     find_binaries,
 )
 from assetclass_pipeline.database.embedded.data_directory import SUPERUSER, DataDirectory
-from assetclass_pipeline.database.embedded.launch import advice, launch
+from assetclass_pipeline.database.embedded.launch import Child, advice, launch
 from assetclass_pipeline.database.embedded.postmaster import (
     Postmaster,
     clear_stale_file,
@@ -63,8 +62,8 @@ _SETTINGS = {
 }
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
-# A child that outlives the object that started it is reaped here, without a ResourceWarning.
-_children: list[subprocess.Popen[bytes]] = []
+# Servers that this process has started: it is their parent, so it must notice their ends.
+_children: list[Child] = []
 
 
 class EmbeddedServer:
@@ -103,8 +102,13 @@ class EmbeddedServer:
         with self._within_process, self._system_errors_explained():
             self._files.directory.mkdir(parents=True, exist_ok=True)
             with self._users.exclusive(self._lock_timeout):
-                self._port = self._ensure_running()
-                self._users.join()
+                newly_joined = self._users.join()
+                try:
+                    self._port = self._ensure_running()
+                except BaseException:
+                    if newly_joined:
+                        self._users.leave()
+                    raise
             atexit.unregister(self.stop)
             atexit.register(self.stop)
             return self.url()
@@ -225,9 +229,7 @@ class EmbeddedServer:
                 child.wait()
             raise
 
-    def _wait_until_ready(
-        self, child: subprocess.Popen[bytes] | None, offset: int, deadline: float
-    ) -> int:
+    def _wait_until_ready(self, child: Child | None, offset: int, deadline: float) -> int:
         """The port of the server as soon as it answers; `child` is it, if we have started it."""
         while True:
             child_runs = child is not None and child.poll() is None
@@ -270,12 +272,12 @@ class EmbeddedServer:
                 if known is None:
                     create = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE))
                     connection.execute(create)
-        except psycopg.errors.InvalidPassword:
-            raise EmbeddedServerError(
-                f"The embedded PostgreSQL refuses the password in {self._files.directory}. The "
-                "file `password` there is not the one it was set up with: put the right one back."
-            ) from None
         except psycopg.Error as error:
+            if "password authentication failed" in str(error):
+                raise EmbeddedServerError(
+                    f"The embedded PostgreSQL refuses the password in {self._files.directory}. The "
+                    "file `password` there is not the one of its set-up: put the right one back."
+                ) from None
             raise EmbeddedServerError(
                 f"The embedded PostgreSQL in {self._files.directory} runs, but does not answer: "
                 f"{error}\nLook into {self._files.log}."

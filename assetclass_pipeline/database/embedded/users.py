@@ -51,10 +51,10 @@ class Users:
         finally:
             lock.release()
 
-    def join(self) -> None:
-        """Count as a user from now on. Raises OSError."""
+    def join(self) -> bool:
+        """Count as a user from now on; whether it did not before. Raises OSError."""
         if self.joined:
-            return
+            return False
         self._directory.mkdir(exist_ok=True)
         adopt(self._directory)
         name = f"{os.getpid()}-{secrets.token_hex(4)}.lock"
@@ -62,6 +62,7 @@ class Users:
         self._own.acquire(timeout=0)
         adopt(Path(self._own.lock_file))
         self._joined_by = os.getpid()
+        return True
 
     def leave(self) -> None:
         """No longer count as a user."""
