@@ -13,10 +13,10 @@ import pandas as pd
 import psycopg
 from psycopg import sql
 
+from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.demo.bars import BAR_COLUMNS, read_bars
 from assetclass_pipeline.demo.reference import SYMBOL_COLUMNS, read_symbols
 from assetclass_pipeline.demo.sources import SourceFiles
-from assetclass_pipeline.demo.statements import query
 from assetclass_pipeline.errors import DatabaseUnavailableError, DemoDataError
 from assetclass_pipeline.settings import Settings
 
@@ -115,9 +115,9 @@ def _replace_tables(connection: psycopg.Connection, settings: Settings) -> None:
     _refuse_foreign_tables(connection, settings)
     tables = _tables(settings)
     for name in ("drop_tables", "create_symbols", "create_market"):
-        connection.execute(query("demo", name).format(**tables))
+        connection.execute(query("demo", name, **tables))
     for table in tables.values():
-        connection.execute(query("demo", "mark_table").format(table=table, mark=sql.Literal(MARK)))
+        connection.execute(query("demo", "mark_table", table=table, mark=sql.Literal(MARK)))
 
 
 def _refuse_foreign_tables(connection: psycopg.Connection, settings: Settings) -> None:
@@ -145,13 +145,13 @@ def _fill_tables(
     _copy(connection, tables["symbols"], symbols[list(SYMBOL_COLUMNS)])
     _copy(connection, tables["market"], bars[list(BAR_COLUMNS)])
     for name in ("index_symbols", "index_market", "analyze_tables"):
-        connection.execute(query("demo", name).format(**tables))
+        connection.execute(query("demo", name, **tables))
 
 
 def _copy(connection: psycopg.Connection, table: sql.Composable, rows: pd.DataFrame) -> None:
     """Send the rows as CSV, where an empty unquoted field is NULL; no text in them is empty."""
     columns = sql.SQL(", ").join(sql.Identifier(column) for column in rows.columns)
-    statement = query("demo", "copy_rows").format(table=table, columns=columns)
+    statement = query("demo", "copy_rows", table=table, columns=columns)
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         for start in range(0, len(rows), _ROWS_PER_WRITE):
             part = rows.iloc[start : start + _ROWS_PER_WRITE]
