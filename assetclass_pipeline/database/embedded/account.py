@@ -18,6 +18,8 @@ from assetclass_pipeline.errors import EmbeddedServerError
 
 # initdb looks its account up by name, so a bare number without a passwd entry does not do.
 _UNPRIVILEGED_NAMES = ("postgres", "nobody")
+# Temporary directories come last: what nobody opens for some days is swept from them.
+_PLACES_FOR_COPIES = (Path("/var/lib"), Path("/usr/local/var"))
 _DESCRIPTOR_DIRECTORY = Path("/proc/self/fd")
 
 
@@ -114,21 +116,32 @@ def reachable_binaries(binaries: Binaries, account: Account | None) -> Binaries:
     PostgreSQL resolves its own path to find its libraries, so the descriptor's name of `reachable`
     is no help here. The copy is made once per installation, owned by root and read-only for others.
 
-    Raises OSError when the copy cannot be written.
+    Raises OSError when the copy cannot be written, EmbeddedServerError when it has no place.
     """
     if account is None or account.may_read(binaries.program("postgres")):
         return binaries
     installation = binaries.bin_directory.parent
     program = binaries.program("postgres").stat()
-    copy = Path(tempfile.gettempdir()) / (
+    copy = _place_for_copies(account) / (
         f"assetclass-postgresql-{binaries.major}-{program.st_size:x}-{program.st_mtime_ns:x}"
     )
     if not _is_trusted(copy):
         copy = _copy_installation(installation, copy)
-    return Binaries(copy / _place(installation) / "bin", binaries.major, binaries.source)
+    return Binaries(copy / _within_copy(installation) / "bin", binaries.major, binaries.source)
 
 
-def _place(installation: Path) -> Path:
+def _place_for_copies(account: Account) -> Path:
+    for place in (*_PLACES_FOR_COPIES, Path(tempfile.gettempdir())):
+        if place.is_dir() and os.access(place, os.W_OK) and account.may_enter(place / "copy"):
+            return place
+    raise EmbeddedServerError(
+        f"Root cannot run PostgreSQL itself, and the account that would (uid {account.uid}) can "
+        "reach neither its programs nor a place for a copy of them. Install this project in a "
+        "directory that every user can enter, or start the command as an ordinary user."
+    )
+
+
+def _within_copy(installation: Path) -> Path:
     # Two levels deep, because the wheel's programs look for their libraries three levels up.
     return Path(installation.parent.name, installation.name)
 
@@ -150,7 +163,7 @@ def _copy_installation(installation: Path, copy: Path) -> Path:
     try:
         shutil.copytree(
             installation,
-            fresh / _place(installation),
+            fresh / _within_copy(installation),
             ignore=shutil.ignore_patterns("include", "*.a"),
         )
         libraries = installation.parent.parent / f"{installation.parent.name}.libs"

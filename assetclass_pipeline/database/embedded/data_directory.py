@@ -117,14 +117,14 @@ class DataDirectory:
         return self.log.stat().st_size if self.log.exists() else 0
 
     def log_tail(self, offset: int) -> str:
-        """The last lines that the server wrote after the byte `offset`."""
+        """The last lines that the server wrote after the byte `offset`; empty if there are none."""
         try:
             with self.log.open("rb") as log:
                 log.seek(offset)
                 lines = log.read().decode("utf-8", errors="replace").splitlines()
         except OSError:
             lines = []
-        return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (the log is empty)"
+        return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:])
 
     def _write_password(self, password: str) -> None:
         fresh = self._password.with_suffix(".new")
@@ -150,8 +150,8 @@ class DataDirectory:
             lines = output.decode("utf-8", errors="replace").splitlines()
             tail = "\n".join(f"  {line}" for line in lines[-_LOG_LINES:])
             raise EmbeddedServerError(
-                f"The embedded PostgreSQL could not be set up in {self.directory}. initdb said:\n"
-                f"{tail}\n{advice(tail, self.directory)}"
+                f"The embedded PostgreSQL could not be set up in {self.directory}. "
+                f"{advice(tail, self.directory)}\ninitdb ends with:\n{tail}"
             )
 
 

@@ -7,23 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from assetclass_pipeline.database.embedded.binaries import Binaries
 from assetclass_pipeline.errors import EmbeddedServerError
 
 _POLL_INTERVAL = 0.05
 _IMMEDIATE_STOP_TIMEOUT = 15.0
 _KILL_TIMEOUT = 10.0
+_LEFTOVER_PATIENCE = 5.0
 # Between the start of a process and the moment that it writes its start time down.
 _LATEST_RECORD = 120.0
-
-
-_ENDING_SIGNALS = (signal.SIGTERM,) if sys.platform == "win32" else (signal.SIGQUIT, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def clear_stale_file(data: Path) -> None:
     path = data / "postmaster.pid"
     if not path.exists():
         return
-    if not _end(_ENDING_SIGNALS, _leftovers(data), patience=5.0):
+    if not _end_leftovers(data):
         raise EmbeddedServerError(
             f"Processes of a crashed PostgreSQL still use {data} and could not be ended. End them "
             "by hand and try again."
@@ -125,9 +121,7 @@ def clear_stale_file(data: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def stop_postmaster(
-    process: psutil.Process, data: Path, binaries: Binaries, timeout: float
-) -> None:
+def stop_postmaster(process: psutil.Process, data: Path, timeout: float) -> None:
     """End the server: fast, after `timeout` seconds immediately, at last by killing it.
 
     An interruption (Ctrl-C) while waiting goes straight to the immediate stop.
@@ -135,9 +129,9 @@ def stop_postmaster(
     """
     steps = (("INT", timeout), ("QUIT", _IMMEDIATE_STOP_TIMEOUT), ("KILL", _KILL_TIMEOUT))
     try:
-        stopped = any(_signal_and_wait(process, *step, binaries) for step in steps)
+        stopped = any(_signal_and_wait(process, *step) for step in steps)
     except BaseException:
-        _signal_and_wait(process, "QUIT", _IMMEDIATE_STOP_TIMEOUT, binaries)
+        _signal_and_wait(process, "QUIT", _IMMEDIATE_STOP_TIMEOUT)
         raise
     if not stopped:
         raise EmbeddedServerError(
@@ -148,21 +142,17 @@ def stop_postmaster(
         clear_stale_file(data)
 
 
-def _signal_and_wait(
-    process: psutil.Process, name: str, patience: float, binaries: Binaries
-) -> bool:
-    _signal(process, name, binaries)
+def _signal_and_wait(process: psutil.Process, name: str, patience: float) -> bool:
+    _signal(process, name)
     return _gone([process], patience)
 
 
-def _signal(process: psutil.Process, name: str, binaries: Binaries) -> None:
+def _signal(process: psutil.Process, name: str) -> None:
     try:
         if sys.platform == "win32":
-            subprocess.run(
-                [binaries.program("pg_ctl"), "kill", name, str(process.pid)],
-                capture_output=True,
-                check=False,
-            )
+            # Windows has no signals; PostgreSQL has its own way to send them.
+            program = Path(process.exe()).with_name("pg_ctl.exe")
+            subprocess.run([program, "kill", name, str(process.pid)], check=False)
         elif is_alive(process):
             process.send_signal(getattr(signal, f"SIG{name}"))
     except psutil.NoSuchProcess:
@@ -174,16 +164,15 @@ def _signal(process: psutil.Process, name: str, binaries: Binaries) -> None:
         ) from None
 
 
-def _end(steps: Sequence[signal.Signals], processes: list[psutil.Process], patience: float) -> bool:
-    """Wait, then signal step by step; whether all processes are gone."""
-    if _gone(processes, patience):
-        return True
-    for step in steps:
-        for process in filter(is_alive, processes):
-            process.send_signal(step)
-        if _gone(processes, patience):
+def _end_leftovers(data: Path) -> bool:
+    """Wait for the children of a crashed server, then end them; whether all are gone."""
+    processes = _leftovers(data)
+    for name in ("QUIT", "KILL"):
+        if _gone(processes, _LEFTOVER_PATIENCE):
             return True
-    return False
+        for process in processes:
+            _signal(process, name)
+    return _gone(processes, _LEFTOVER_PATIENCE)
 
 
 def _gone(processes: list[psutil.Process], timeout: float) -> bool:

@@ -5,6 +5,7 @@ Belongs here: the order of things and who owns the server. Does not: its files, 
 
 import atexit
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -41,12 +42,14 @@ from assetclass_pipeline.database.embedded.postmaster import (
     stop_postmaster,
 )
 from assetclass_pipeline.database.embedded.users import Users
+from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.errors import EmbeddedServerError
 
 DATABASE = "assetclass"
 _HOST = "127.0.0.1"
 _POLL_INTERVAL = 0.05
 _PORT_TRIES = 5
+_LEAST_SHARED_MEMORY = 256 * 1024 * 1024
 _SETTINGS = {
     "listen_addresses": _HOST,
     # A socket's path may not be longer than about 100 bytes, and a home directory's can be.
@@ -100,6 +103,9 @@ class EmbeddedServer:
         Raises EmbeddedServerError that says what stands in the way and what to do about it.
         """
         with self._within_process, self._system_errors_explained():
+            # First of all, so that no moment is left in which a signal finds a server without it.
+            atexit.unregister(self.stop)
+            atexit.register(self.stop)
             self._files.directory.mkdir(parents=True, exist_ok=True)
             with self._users.exclusive(self._lock_timeout):
                 newly_joined = self._users.join()
@@ -109,8 +115,6 @@ class EmbeddedServer:
                     if newly_joined:
                         self._users.leave()
                     raise
-            atexit.unregister(self.stop)
-            atexit.register(self.stop)
             return self.url()
 
     def stop(self) -> None:
@@ -161,7 +165,7 @@ class EmbeddedServer:
             time.sleep(_POLL_INTERVAL)
             postmaster = self._find_postmaster()
         if postmaster is not None:
-            return self._wait_until_ready(None, self._files.log_size(), deadline)
+            return self._wait_until_ready(None, 0, deadline)
         return self._start_anew(deadline)
 
     def _find_postmaster(self) -> Postmaster | None:
@@ -211,7 +215,7 @@ class EmbeddedServer:
         offset: int,
         deadline: float,
     ) -> int:
-        settings = _SETTINGS | self._settings | {"port": str(port)}
+        settings = _SETTINGS | _shared_memory() | self._settings | {"port": str(port)}
         with (
             reachable(self._files.data, account) as (data, descriptors),
             self._files.open_log() as log,
@@ -225,7 +229,7 @@ class EmbeddedServer:
             return self._wait_until_ready(child, offset, deadline)
         except BaseException:
             if child.poll() is None:
-                stop_postmaster(psutil.Process(child.pid), self._files.data, binaries, 0)
+                stop_postmaster(psutil.Process(child.pid), self._files.data, 0)
                 child.wait()
             raise
 
@@ -251,9 +255,12 @@ class EmbeddedServer:
     def _failure(self, what: str, offset: int) -> EmbeddedServerError:
         tail = self._files.log_tail(offset)
         return EmbeddedServerError(
-            f"The embedded PostgreSQL in {self._files.directory} {what}. {self._files.log} ends "
-            f"with:\n{tail}\n{advice(tail, self._files.directory)}"
+            f"The embedded PostgreSQL in {self._files.directory} {what}. "
+            f"{advice(tail, self._files.directory)}{self._log_excerpt(tail)}"
         )
+
+    def _log_excerpt(self, tail: str) -> str:
+        return f"\n{self._files.log} ends with:\n{tail}" if tail else ""
 
     def _ensure_database(self, port: int, deadline: float) -> None:
         try:
@@ -266,12 +273,13 @@ class EmbeddedServer:
                 connect_timeout=max(2, int(deadline - time.monotonic())),
                 autocommit=True,
             ) as connection:
-                known = connection.execute(
-                    "SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]
+                exists = connection.execute(
+                    query("embedded", "database_exists"), {"database": DATABASE}
                 ).fetchone()
-                if known is None:
-                    create = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE))
-                    connection.execute(create)
+                if exists == (False,):
+                    connection.execute(
+                        query("embedded", "create_database", database=sql.Identifier(DATABASE))
+                    )
         except psycopg.Error as error:
             if "password authentication failed" in str(error):
                 raise EmbeddedServerError(
@@ -286,9 +294,7 @@ class EmbeddedServer:
     def _stop_running(self) -> None:
         postmaster = self._find_postmaster()
         if postmaster is not None:
-            stop_postmaster(
-                postmaster.process, self._files.data, self._fitting_binaries(), self._stop_timeout
-            )
+            stop_postmaster(postmaster.process, self._files.data, self._stop_timeout)
         _reap_children()
 
     @contextmanager
@@ -298,17 +304,26 @@ class EmbeddedServer:
         except OSError as error:
             raise EmbeddedServerError(
                 f"The embedded PostgreSQL cannot use {self._files.directory}: {error}. "
-                f"{advice(str(error), self._files.directory)} {self._files.log} ends with:\n"
-                f"{self._files.log_tail(0)}"
+                f"{advice(str(error), self._files.directory)}"
+                f"{self._log_excerpt(self._files.log_tail(0))}"
             ) from error
 
 
 def exit_on_termination() -> None:
-    """Let SIGTERM end this process like `sys.exit`, so that the server is left in order.
+    """Let SIGTERM, or the end of the terminal, end this process like `sys.exit`.
 
-    For a program's main thread; a library never calls it.
+    Then the server is left in order. For a program's main thread; a library never calls it.
     """
     signal.signal(signal.SIGTERM, _exit)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, _exit)
+
+
+def _shared_memory() -> dict[str, str]:
+    """Parallel queries need more than the 64 MB that a container's /dev/shm has by default."""
+    if sys.platform == "linux" and shutil.disk_usage("/dev/shm").total < _LEAST_SHARED_MEMORY:  # noqa: S108 - not a temporary file
+        return {"dynamic_shared_memory_type": "sysv"}
+    return {}
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
