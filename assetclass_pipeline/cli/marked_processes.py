@@ -6,11 +6,15 @@ Does not: anything of Dagster; the guard imports this module and has to stay sma
 """
 
 import contextlib
+import time
 from collections.abc import Iterable
 
 import psutil
 
 MARK_VARIABLE = "ASSETCLASS_UP_MARK"
+
+_KILL_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
@@ -32,18 +36,32 @@ def end_processes(processes: Iterable[psutil.Process], *, patience: float) -> li
     for process in living:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, living = psutil.wait_procs(living, timeout=patience)
+    living = _wait_until_gone(living, patience)
     for process in living:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    _, living = psutil.wait_procs(living, timeout=5)
+    return _wait_until_gone(living, _KILL_SECONDS)
+
+
+def _wait_until_gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    # Not psutil.wait_procs: it waits for a zombie too, and in a container nobody may ever reap it.
+    deadline = time.monotonic() + seconds
+    living = [process for process in processes if _is_alive(process)]
+    while living and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        living = [process for process in living if _is_alive(process)]
     return living
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _mark_of(process: psutil.Process) -> str | None:
     try:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
         return process.environ().get(MARK_VARIABLE)
     except (psutil.Error, OSError):
         return None  # ended meanwhile, or another user's

@@ -25,7 +25,7 @@ from assetclass_pipeline.errors import ServicesError
 Report = Callable[[str], None]
 
 _POLL_SECONDS = 0.2
-_RESTARTS = 5
+_STOP_POLL_SECONDS = 0.05
 _LONGEST_WAIT = 30.0
 # A service that lived this long starts with a clean record: only repeated crashes give up.
 _FORGIVEN_AFTER = 300.0
@@ -104,7 +104,9 @@ class Supervisor:
     """Runs `stages` of services: those of a stage start together, when the stage before is ready.
 
     Every process gets the mark in its environment and a session of its own, so that Ctrl-C in the
-    terminal reaches the supervisor alone, which then stops them in order.
+    terminal reaches the supervisor alone, which then stops them in order. A service that ends is
+    started again up to `restarts` times, first after `first_wait` seconds, then after twice as long
+    each time.
     """
 
     stages: Sequence[Sequence[Service]]
@@ -113,6 +115,8 @@ class Supervisor:
     logs: Path
     signals: StopSignals
     report: Report
+    restarts: int = 5
+    first_wait: float = 1.0
     _running: list[_Running] = field(default_factory=list)
 
     def start(self) -> None:
@@ -139,11 +143,10 @@ class Supervisor:
                     self._look_after(running)
 
     def stop(self) -> None:
-        """Stop all services in reverse order, then whatever else carries the mark."""
-        for running in reversed(self._running):
-            if running.service.before_stop is not None and running.process.poll() is None:
-                running.service.before_stop()
-            self._end(running)
+        """Stop the stages in reverse order, then whatever else carries the mark."""
+        for stage in reversed(self.stages):
+            names = {service.name for service in stage}
+            self._end([one for one in self._running if one.service.name in names])
         self._running.clear()
         left = end_processes(marked_processes(self.mark), patience=self._patience(5))
         if left:
@@ -203,16 +206,16 @@ class Supervisor:
         running.crashes += 1
         running.ready = False
         name = running.service.name
-        if running.crashes > _RESTARTS:
+        if running.crashes > self.restarts:
             raise ServicesError(
                 f"The {name} {_how_it_ended(status)} for the {running.crashes}th time; giving up. "
                 f"{self._log_tail(running.service)}"
             )
-        wait = min(2.0 ** (running.crashes - 1), _LONGEST_WAIT)
+        wait = min(self.first_wait * 2 ** (running.crashes - 1), _LONGEST_WAIT)
         running.restart_at = now + wait
         self.report(
             f"The {name} {_how_it_ended(status)}; starting it again in {wait:.0f} s "
-            f"(restart {running.crashes} of {_RESTARTS}). {self._log_tail(running.service)}"
+            f"(restart {running.crashes} of {self.restarts}). {self._log_tail(running.service)}"
         )
 
     def _restart(self, running: _Running) -> None:
@@ -229,18 +232,20 @@ class Supervisor:
             # It lives but does not answer: ending it makes it a crash like any other.
             running.process.kill()
 
-    def _end(self, running: _Running) -> None:
-        process = running.process
-        if process.poll() is not None:
-            return
-        process.terminate()
-        deadline = time.monotonic() + self._patience(running.service.stop_timeout)
-        while process.poll() is None:
-            if time.monotonic() > deadline or self.signals.count > 1:
-                process.kill()
-                process.wait()
-                return
-            time.sleep(0.05)
+    def _end(self, together: list[_Running]) -> None:
+        living = [running for running in together if running.process.poll() is None]
+        for running in living:
+            if running.service.before_stop is not None:
+                running.service.before_stop()
+            running.process.terminate()
+        asked = time.monotonic()
+        for running in living:
+            while running.process.poll() is None:
+                patience = self._patience(running.service.stop_timeout)
+                if time.monotonic() - asked > patience:
+                    running.process.kill()
+                    running.process.wait()
+                time.sleep(_STOP_POLL_SECONDS)
 
     def _patience(self, seconds: float) -> float:
         return 1 if self.signals.count > 1 else seconds
@@ -252,8 +257,11 @@ class Supervisor:
 
 
 def python_module(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command that runs a module with the interpreter that runs us."""
-    return (sys.executable, "-m", module, *arguments)
+    """The command that runs a module with the interpreter that runs us.
+
+    With -P, so that no file in the current directory stands in for a module of the same name.
+    """
+    return (sys.executable, "-P", "-m", module, *arguments)
 
 
 def _how_it_ended(status: int) -> str:

@@ -119,7 +119,7 @@ def _prepared(
         stack.enter_context(_guard(settings, mark, directory))
         signals.check()
         prepare_instance(settings, data_url)
-        environment = dagster_home_environment(settings, data_url)
+        environment = dagster_home_environment(settings, data_url) | _search_path(directory)
         report("Checking the definitions ...")
         _preflight(definitions_module, environment | {MARK_VARIABLE: mark}, signals, report)
         end_runs = run_ender(
@@ -134,6 +134,13 @@ def _prepared(
         stack.callback(supervisor.stop)
         report("Starting the code server, the web page and the daemon ...")
         yield services, supervisor
+
+
+def _search_path(directory: Path) -> dict[str, str]:
+    # Dagster drops the first entry before it imports definitions, for it is normally the current
+    # directory. Ours is started without that one, and must not lose another in its place.
+    inherited = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(directory), *([inherited] if inherited else [])])}
 
 
 @contextlib.contextmanager

@@ -75,10 +75,14 @@ def remote_job_origin(job_name: str) -> RemoteJobOrigin:
     )
 
 
-def process_tags() -> dict[str, str]:
-    """Run tags that say which process executes the run, for `end_dead_runs`."""
+def process_tags(run_id: str) -> dict[str, str]:
+    """Tags that say that this process executes the run, for `end_dead_runs`.
+
+    The run id is part of it because a re-execution inherits the tags of its parent.
+    """
     process = psutil.Process()
-    return {PROCESS_TAG: f"{this_host()}:{process.pid}:{process.create_time():.2f}"}
+    created = f"{process.create_time():.2f}"
+    return {PROCESS_TAG: f"{run_id}:{this_host()}:{process.pid}:{created}"}
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
@@ -89,7 +93,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """
     ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=_IN_A_PROCESS)):
-        if not _is_dead(run.tags):
+        if not _is_dead(run.run_id, run.tags):
             continue
         if run.status is dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run)
@@ -101,9 +105,9 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return ended
 
 
-def _is_dead(tags: Mapping[str, str]) -> bool:
-    if PROCESS_TAG in tags:
-        host, pid, created = tags[PROCESS_TAG].rsplit(":", 2)
+def _is_dead(run_id: str, tags: Mapping[str, str]) -> bool:
+    executed, host, pid, created = (tags.get(PROCESS_TAG, "") + ":::").split(":")[:4]
+    if executed == run_id:
         return host == this_host() and not _process_lives(int(pid), float(created))
     address = json.loads(tags.get(GRPC_INFO_TAG, "{}")).get("socket")
     if not address:
