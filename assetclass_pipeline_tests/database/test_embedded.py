@@ -23,6 +23,7 @@ import sqlalchemy
 from assetclass_pipeline.database.embedded import (
     Binaries,
     EmbeddedServer,
+    account,
     find_binaries,
     postmaster,
     system_binaries,
