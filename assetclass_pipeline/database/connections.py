@@ -1,0 +1,227 @@
+"""Connections to PostgreSQL and the settings of every transaction.
+
+Belongs here: reaching the server, its refusals in plain words, BEGIN to COMMIT. Does not: what a
+transaction does, retries, and the embedded server's own life.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import IsolationLevel
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.errors import DatabaseUnavailableError
+from assetclass_pipeline.settings import SessionLimits, Settings
+
+_DRIVER = re.compile(r"^postgres(?:ql)?\+\w+://")
+_CHECK_URL = "Check ASSETCLASS_DATABASE_URL, or unset it to use the embedded PostgreSQL."
+_MALFORMED = (
+    "The database's address cannot be understood. Write ASSETCLASS_DATABASE_URL like "
+    "postgresql://USER:PASSWORD@HOST:5432/DATABASE, with characters such as @ : / # % in the "
+    "password percent-encoded (@ is %40)."
+)
+_LONGEST_NAME = 63
+_OLDEST_SERVER = 14
+
+# A firewall drops idle connections silently, and a batch would wait for hours on one that died.
+_KEEPALIVES = {
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
+# libpq gives no SQLSTATE for a refused connection, only its words.
+_NEXT_STEPS = (
+    (
+        r"password authentication failed|no password supplied|authentication failed",
+        "The password or the user name is wrong: correct them in ASSETCLASS_DATABASE_URL.",
+    ),
+    (
+        r'database ".*" does not exist',
+        "Create that database, or correct its name in ASSETCLASS_DATABASE_URL.",
+    ),
+    (
+        r'role ".*" does not exist',
+        "Create that role, or correct the user name in ASSETCLASS_DATABASE_URL.",
+    ),
+    (
+        r"could not translate host name|Name or service not known|resolve",
+        "The host name is unknown: correct it in ASSETCLASS_DATABASE_URL.",
+    ),
+    (
+        r"too many (?:clients|connections)|connection slots",
+        "The server has no free connection: close some, or raise its max_connections.",
+    ),
+    (
+        r"starting up|shutting down|recovery mode|not yet accepting",
+        "The server is starting or stopping: try again in a moment.",
+    ),
+    (
+        r"pg_hba\.conf",
+        "The server does not let this user in from here: see its pg_hba.conf, or set sslmode.",
+    ),
+    (
+        r"permission denied for database",
+        "Let the role in: GRANT CONNECT ON DATABASE.",
+    ),
+    (
+        r"SSL|certificate",
+        "Correct sslmode and the certificates in ASSETCLASS_DATABASE_URL.",
+    ),
+    (
+        r"refused|timeout|timed out|No route|unreachable|No such file|closed the connection",
+        f"Is the server up, and are host and port right? {_CHECK_URL}",
+    ),
+)
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[str]:
+    """The DSN of the data, for as long as the context lives.
+
+    It is `settings.database_url`, or else the embedded server's, which is started where it does
+    not run yet and left at the end. Raises EmbeddedServerError when it cannot be started.
+    """
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    with EmbeddedServer(
+        settings.home / "postgres", start_timeout=settings.embedded_start_timeout
+    ) as server:
+        yield server.url()
+
+
+def connect(dsn: str, settings: Settings, *, purpose: str) -> psycopg.Connection[TupleRow]:
+    """An autocommit connection; `purpose` shows in pg_stat_activity behind "assetclass: ".
+
+    `dsn` is a libpq URL or conninfo; SQLAlchemy's form with a driver is understood too. What it
+    says about time-outs and keepalives is kept. Nothing is prepared on the server: poolers in
+    transaction mode would hand a prepared statement to another session.
+
+    Raises DatabaseUnavailableError whose message names the next step and never a password.
+    """
+    parameters = _parameters(dsn)
+    name = f"assetclass: {purpose}".encode()[:_LONGEST_NAME].decode(errors="ignore")
+    defaults = {"connect_timeout": settings.session.connect_timeout, **_KEEPALIVES}
+    forced = {"client_encoding": "UTF8", "application_name": name}
+    try:
+        conninfo = make_conninfo("", **{**defaults, **parameters, **forced})
+        connection = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except (psycopg.Error, ValueError) as error:
+        # Without its cause: libpq repeats parts of what it was given.
+        raise DatabaseUnavailableError(_refusal(str(error), parameters)) from None
+    _refuse_old_server(connection)
+    # A role's default of repeatable read fails batches, one of read only fails everything.
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
+    connection.read_only = False
+    return connection
+
+
+@contextmanager
+def transaction(
+    connection: psycopg.Connection[TupleRow],
+    settings: Settings,
+    *,
+    read_only: bool = False,
+    snapshot: bool = False,
+    **local_settings: str,
+) -> Iterator[psycopg.Cursor[TupleRow]]:
+    """One transaction on an autocommit connection: commits at the end, rolls back on an error.
+
+    It reads committed rows, or with `snapshot` one unchanging state (REPEATABLE READ).
+    `local_settings` are PostgreSQL's, for this transaction only, and win over ours: all are SET
+    LOCAL, so a pooler cannot leak them. The search path stays the role's own, because triggers of
+    the market table run in here and may rely on it; our statements name every schema.
+
+    Raises psycopg.ProgrammingError when the connection is in a transaction already.
+    """
+    values = {**_session_settings(settings.session), **local_settings}
+    connection.isolation_level = (
+        IsolationLevel.REPEATABLE_READ if snapshot else IsolationLevel.READ_COMMITTED
+    )
+    connection.read_only = read_only
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute(
+            query("catalogue", "set_local"), {"names": list(values), "values": [*values.values()]}
+        )
+        yield cursor
+
+
+def _refuse_old_server(connection: psycopg.Connection[TupleRow]) -> None:
+    major = connection.info.server_version // 10_000
+    if major < _OLDEST_SERVER:
+        connection.close()
+        raise DatabaseUnavailableError(
+            f"The server is PostgreSQL {major}; {_OLDEST_SERVER} or newer is needed. Upgrade it, "
+            "or name another one in ASSETCLASS_DATABASE_URL."
+        )
+
+
+def _session_settings(limits: SessionLimits) -> dict[str, str]:
+    return {
+        "lock_timeout": _milliseconds(limits.lock_timeout),
+        "statement_timeout": _milliseconds(limits.statement_timeout),
+        "idle_in_transaction_session_timeout": _milliseconds(limits.idle_in_transaction_timeout),
+        "timezone": "UTC",
+        "datestyle": "ISO, YMD",
+        "intervalstyle": "postgres",
+        "jit": "off",
+        # Rows that a policy hides become an error instead of rows that were never there.
+        "row_security": "off",
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    # 0 would mean no limit at all.
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def _parameters(dsn: str) -> dict[str, str | int]:
+    """The parts of a DSN; a malformed one is not repeated, for it may hold a password."""
+    if not dsn.strip():
+        raise DatabaseUnavailableError(
+            "The database's address is empty. Set ASSETCLASS_DATABASE_URL to "
+            "postgresql://USER:PASSWORD@HOST:5432/DATABASE, or unset it to use the embedded "
+            "PostgreSQL."
+        )
+    try:
+        parsed = conninfo_to_dict(_DRIVER.sub("postgresql://", dsn.strip()))
+    except (psycopg.Error, ValueError):
+        raise DatabaseUnavailableError(_MALFORMED) from None
+    return {name: value for name, value in parsed.items() if value is not None}
+
+
+def _holds_password_parts(parameters: Mapping[str, str | int]) -> bool:
+    """Whether a password that was not percent-encoded may have ended up in other parts."""
+    host, database = str(parameters.get("host", "")), str(parameters.get("dbname", ""))
+    port = str(parameters.get("port", ""))
+    return "@" in host.lstrip("@") or "@" in database or not re.fullmatch(r"[\d,]*", port)
+
+
+def _refusal(said: str, parameters: Mapping[str, str | int]) -> str:
+    if _holds_password_parts(parameters):
+        return _MALFORMED
+    password = str(parameters.get("password", ""))
+    first_line = next((line for line in said.splitlines() if line.strip()), "no reason given")
+    reason = re.sub(r"^connection (?:failed|is bad): ", "", first_line.strip()).rstrip(".")
+    if password:
+        reason = reason.replace(password, "********")
+    step = next(
+        (step for words, step in _NEXT_STEPS if re.search(words, said, re.IGNORECASE)), _CHECK_URL
+    )
+    return f"PostgreSQL cannot be reached at {_place(parameters)}: {reason}. {step}"
+
+
+def _place(parameters: Mapping[str, str | int]) -> str:
+    host = parameters.get("host") or parameters.get("hostaddr") or "the local socket"
+    port = f":{parameters['port']}" if "port" in parameters else ""
+    database = f", database {parameters['dbname']}" if "dbname" in parameters else ""
+    user = f", user {parameters['user']}" if "user" in parameters else ""
+    return f"{host}{port}{database}{user}"

@@ -1,0 +1,128 @@
+-- What the catalogue says about the market tables, and the settings of one transaction. Nothing
+-- here locks a table: pg_partition_tree() would, so the tree is walked in pg_inherits.
+
+-- name: set_local
+SELECT pg_catalog.count(pg_catalog.set_config(setting.name, setting.value, true))
+FROM unnest(%(names)s::text[], %(values)s::text[]) AS setting (name, value)
+
+-- name: session_facts
+SELECT current_user::text, pg_is_in_recovery(), to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL
+
+-- name: relation
+SELECT
+    relation.oid,
+    namespace.oid AS schema_oid,
+    relation.relkind::text AS kind,
+    relation.relpersistence::text AS persistence,
+    access_method.amname::text AS access_method,
+    relation.relkind = 'r' AND EXISTS (
+        SELECT FROM pg_inherits WHERE inhparent = relation.oid
+    ) AS has_inheriting_tables,
+    EXISTS (
+        SELECT FROM pg_rewrite
+        WHERE ev_class = relation.oid AND ev_type = '2' AND relation.relkind IN ('r', 'p')
+    ) AS has_update_rules,
+    row_security_active(relation.oid) AS row_security,
+    has_schema_privilege(namespace.oid, 'USAGE') AS may_use_schema,
+    has_schema_privilege(namespace.oid, 'CREATE') AS may_create_in_schema,
+    has_table_privilege(relation.oid, 'SELECT') AS may_select
+FROM pg_class AS relation
+JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+LEFT JOIN pg_am AS access_method ON access_method.oid = relation.relam
+WHERE namespace.nspname = %(schema)s AND relation.relname = %(table)s
+AND relation.relkind IN ('r', 'p', 'v', 'm', 'f')
+
+-- name: similar_relations
+-- Same name in another schema, or the same but for letter case.
+SELECT namespace.nspname::text, relation.relname::text
+FROM pg_class AS relation
+JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+WHERE lower(relation.relname) = lower(%(table)s)
+AND relation.relkind IN ('r', 'p', 'v', 'm', 'f')
+AND namespace.nspname NOT LIKE 'pg\_%%' AND namespace.nspname <> 'information_schema'
+ORDER BY namespace.nspname <> %(schema)s, 1, 2
+LIMIT 3
+
+-- name: columns
+-- Each with the type below its domains.
+WITH RECURSIVE below (attnum, type, depth) AS (
+    SELECT attnum, atttypid, 0 FROM pg_attribute
+    WHERE attrelid = %(relation)s AND attnum > 0 AND NOT attisdropped
+    UNION ALL
+    SELECT below.attnum, pg_type.typbasetype, below.depth + 1
+    FROM below JOIN pg_type ON pg_type.oid = below.type
+    WHERE pg_type.typtype = 'd'
+)
+SELECT
+    attribute.attname::text AS name,
+    format_type(attribute.atttypid, attribute.atttypmod) AS type,
+    base.typname::text AS base_type,
+    base.typtype = 'e' AS is_enum,
+    attribute.attgenerated <> '' AS is_generated,
+    has_column_privilege(attribute.attrelid, attribute.attnum, 'SELECT') AS may_select,
+    has_column_privilege(attribute.attrelid, attribute.attnum, 'UPDATE') AS may_update
+FROM pg_attribute AS attribute
+JOIN below ON below.attnum = attribute.attnum
+JOIN pg_type AS base ON base.oid = below.type AND base.typtype <> 'd'
+WHERE attribute.attrelid = %(relation)s
+ORDER BY attribute.attnum
+
+-- name: leaves
+WITH RECURSIVE tree (oid) AS (
+    SELECT %(relation)s::oid
+    UNION ALL
+    SELECT pg_inherits.inhrelid FROM pg_inherits
+    JOIN tree ON tree.oid = pg_inherits.inhparent
+    WHERE NOT pg_inherits.inhdetachpending
+)
+SELECT
+    leaf.oid,
+    namespace.nspname::text AS schema,
+    leaf.relname::text AS table,
+    leaf.relkind::text AS kind,
+    access_method.amname::text AS access_method,
+    row_security_active(leaf.oid) AS row_security,
+    has_schema_privilege(namespace.oid, 'USAGE') AS may_use_schema,
+    has_table_privilege(leaf.oid, 'SELECT') AS may_select,
+    coalesce((
+        SELECT bool_and(has_column_privilege(leaf.oid, attribute.attnum, 'UPDATE'))
+        FROM pg_attribute AS attribute
+        WHERE attribute.attrelid = leaf.oid AND attribute.attname = ANY (%(written)s::text[])
+    ), true) AS may_update
+FROM tree
+JOIN pg_class AS leaf ON leaf.oid = tree.oid
+JOIN pg_namespace AS namespace ON namespace.oid = leaf.relnamespace
+LEFT JOIN pg_am AS access_method ON access_method.oid = leaf.relam
+WHERE leaf.relkind <> 'p'
+ORDER BY 2, 3
+
+-- name: partition_keys_with
+-- Tables above, at and below the relation whose partition key, or an expression of it, contains the
+-- column: PostgreSQL records such a column as internally dependent on its table.
+WITH RECURSIVE above (oid) AS (
+    SELECT %(relation)s::oid
+    UNION ALL
+    SELECT pg_inherits.inhparent FROM pg_inherits JOIN above ON above.oid = pg_inherits.inhrelid
+), below (oid) AS (
+    SELECT %(relation)s::oid
+    UNION ALL
+    SELECT pg_inherits.inhrelid FROM pg_inherits JOIN below ON below.oid = pg_inherits.inhparent
+)
+SELECT namespace.nspname::text, relation.relname::text
+FROM (SELECT oid FROM above UNION SELECT oid FROM below) AS tree
+JOIN pg_class AS relation ON relation.oid = tree.oid AND relation.relkind = 'p'
+JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+JOIN pg_attribute AS attribute
+    ON attribute.attrelid = relation.oid AND attribute.attname = %(column)s
+WHERE EXISTS (
+    SELECT FROM pg_depend
+    WHERE classid = 'pg_class'::regclass AND objid = relation.oid AND objsubid = attribute.attnum
+    AND refclassid = 'pg_class'::regclass AND refobjid = relation.oid AND refobjsubid = 0
+    AND deptype = 'i'
+)
+ORDER BY 1, 2
+
+-- name: is_distributed
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid::oid = %(relation)s
+)
