@@ -6,6 +6,7 @@ what they need, which `up` says; a new service is one more `Service` in its list
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ class Supervisor:
     Every process gets the mark in its environment and a session of its own, so that Ctrl-C in the
     terminal reaches the supervisor alone, which then stops them in order. A service that ends is
     started again up to `restarts` times, first after `first_wait` seconds, then after twice as long
-    each time.
+    each time. A log that grows beyond `largest_log` bytes is moved aside.
     """
 
     stages: Sequence[Sequence[Service]]
@@ -117,6 +118,7 @@ class Supervisor:
     report: Report
     restarts: int = 5
     first_wait: float = 1.0
+    largest_log: int = 50_000_000
     _running: list[_Running] = field(default_factory=list)
 
     def start(self) -> None:
@@ -154,13 +156,13 @@ class Supervisor:
             self.report(f"These processes could not be ended: {pids}")
 
     def log_path(self, service: Service) -> Path:
-        """Where this service's output goes; the one of the start before is beside it (.1.log)."""
+        """Where this service's output goes; what was before it is beside it (.1.log)."""
         return self.logs / f"{service.name}.log"
 
     def _launch(self, service: Service, *, fresh_log: bool = True) -> _Running:
         path = self.log_path(service)
         if fresh_log and path.exists():
-            path.replace(path.with_suffix(".1.log"))
+            path.replace(self._log_before(service))
         if service.before_start is not None:
             service.before_start()
         with path.open("ab") as log:
@@ -192,6 +194,7 @@ class Supervisor:
         running.ready = True
 
     def _look_after(self, running: _Running) -> None:
+        self._limit_log(running.service)
         now = time.monotonic()
         if running.restart_at is not None:
             if now >= running.restart_at:
@@ -246,6 +249,16 @@ class Supervisor:
                     running.process.kill()
                     running.process.wait()
                 time.sleep(_STOP_POLL_SECONDS)
+
+    def _limit_log(self, service: Service) -> None:
+        path = self.log_path(service)
+        if path.stat().st_size > self.largest_log:
+            # Copied, not moved: the service keeps writing to the file that it was given.
+            shutil.copyfile(path, self._log_before(service))
+            os.truncate(path, 0)
+
+    def _log_before(self, service: Service) -> Path:
+        return self.log_path(service).with_suffix(".1.log")
 
     def _patience(self, seconds: float) -> float:
         return 1 if self.signals.count > 1 else seconds

@@ -77,6 +77,7 @@ def run_services(
     has been stopped again by then.
     """
     signals = StopSignals()
+    report = _to_whoever_listens(report)
     began = time.monotonic()
     with signals.installed():
         try:
@@ -92,6 +93,15 @@ def run_services(
         except StopRequested:
             pass
     report("Stopped; nothing is left running.")
+
+
+def _to_whoever_listens(report: Report) -> Report:
+    def careful(text: str) -> None:
+        # The terminal may have been closed; that is no reason to leave services behind.
+        with contextlib.suppress(OSError):
+            report(text)
+
+    return careful
 
 
 @contextlib.contextmanager

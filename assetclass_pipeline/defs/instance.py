@@ -40,6 +40,9 @@ __all__ = [
 
 PROCESS_TAG = "assetclass/process"
 
+# The start time of a process is derived from the clock, and moves when that is adjusted.
+_CLOCK_SECONDS = 5.0
+
 _IN_A_PROCESS = (
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -118,7 +121,7 @@ def _is_dead(run_id: str, tags: Mapping[str, str]) -> bool:
 
 def _process_lives(pid: int, created: float) -> bool:
     try:
-        return bool(abs(psutil.Process(pid).create_time() - created) < 1)
+        return bool(abs(psutil.Process(pid).create_time() - created) < _CLOCK_SECONDS)
     except psutil.NoSuchProcess:
         return False
 
