@@ -50,12 +50,17 @@ StartUser = Callable[..., UserProcess]
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    """Where a server of the test lives; whatever the test leaves running is killed."""
+    """Where a server of the test lives; whatever the test leaves running is ended."""
     directory = tmp_path / "postgresql"
     yield directory
-    for process in server_processes(tmp_path):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    # In order where possible: a killed server leaves its shared memory behind.
+    left = server_processes(tmp_path)
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.ppid() not in {other.pid for other in left}:
+                    process.send_signal(number)
+        _, left = psutil.wait_procs(left, timeout=10)
 
 
 @pytest.fixture(scope="session")
