@@ -34,7 +34,7 @@ from assetclass_pipeline.cli.supervisor import (
     Supervisor,
     python_module,
 )
-from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.database.connections import open_database
 from assetclass_pipeline.defs.dagster_home import (
     LOCATION_NAME,
     code_server_directory,
@@ -125,7 +125,7 @@ def _prepared(
         )
         _write_state(state, mark, directory, services.url)
         report("Starting the database ...")
-        data_url = stack.enter_context(_database(settings))
+        data_url = stack.enter_context(open_database(settings))
         stack.enter_context(_guard(settings, mark, directory))
         signals.check()
         prepare_instance(settings, data_url)
@@ -151,17 +151,6 @@ def _search_path(directory: Path) -> dict[str, str]:
     # directory. Ours is started without that one, and must not lose another in its place.
     inherited = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": os.pathsep.join([str(directory), *([inherited] if inherited else [])])}
-
-
-@contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[str]:
-    if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
-        return
-    with EmbeddedServer(
-        settings.home / "postgres", start_timeout=settings.embedded_start_timeout
-    ) as server:
-        yield server.url()
 
 
 @contextlib.contextmanager

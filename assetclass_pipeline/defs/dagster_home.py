@@ -5,9 +5,9 @@ is not even imported, so that `up` stays small.
 """
 
 import hashlib
+import re
 import socket
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -15,6 +15,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy.engine import URL
 
+from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.errors import DatabaseUnavailableError
 from assetclass_pipeline.settings import Settings
 
@@ -137,53 +139,54 @@ def this_host() -> str:
 
 def _storage_parts(settings: Settings, data_url: str) -> dict[str, str]:
     if settings.dagster_database_url is not None:
-        url = settings.dagster_database_url.get_secret_value()
-        parts = conninfo_to_dict(url.replace("postgresql+psycopg2://", "postgresql://", 1))
+        parts = _url_parts(settings.dagster_database_url.get_secret_value())
     else:
-        parts = conninfo_to_dict(data_url) | {"dbname": settings.dagster_database}
+        parts = _url_parts(data_url) | {"dbname": settings.dagster_database}
     parts.setdefault("connect_timeout", str(settings.session.connect_timeout))
+    return parts
+
+
+def _url_parts(url: str) -> dict[str, str]:
+    # SQLAlchemy's form names a driver, which libpq does not know.
+    parts = conninfo_to_dict(re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", url.strip()))
     return {name: str(value) for name, value in parts.items() if value is not None}
 
 
 def _create_storage_database(settings: Settings, data_url: str) -> None:
-    parts = _storage_parts(settings, data_url)
-    name = parts["dbname"]
-    if settings.dagster_database_url is not None and _can_connect(parts):
+    if settings.dagster_database_url is None:
+        _create_database(settings, data_url, settings.dagster_database)
         return
-    beside = (
-        data_url
-        if settings.dagster_database_url is None
-        else make_conninfo("", **(parts | {"dbname": "postgres"}))
-    )
+    url = settings.dagster_database_url.get_secret_value()
     try:
-        with psycopg.connect(
-            beside, autocommit=True, connect_timeout=settings.session.connect_timeout
-        ) as connection:
-            found = connection.execute(
-                "SELECT FROM pg_catalog.pg_database WHERE datname = %s", (name,)
-            )
-            if found.rowcount == 0:
-                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connect(url, settings, purpose="Dagster storage").close()
+    except DatabaseUnavailableError as refusal:
+        try:
+            parts = _url_parts(url)
+            postgres = make_conninfo("", **(parts | {"dbname": "postgres"}))
+            _create_database(settings, postgres, parts["dbname"])
+        except (DatabaseUnavailableError, psycopg.Error, KeyError):
+            # What stands in the way of the database itself says more than the way around it.
+            raise DatabaseUnavailableError(
+                f"Dagster's storage cannot be used. {refusal} What is said of ASSETCLASS_"
+                "DATABASE_URL there goes for ASSETCLASS_DAGSTER_DATABASE_URL here."
+            ) from None
+
+
+def _create_database(settings: Settings, beside: str, name: str) -> None:
+    try:
+        with connect(beside, settings, purpose="Dagster storage") as connection:
+            exists = query("embedded", "database_exists")
+            if connection.execute(exists, {"database": name}).fetchone() == (False,):
+                create = query("embedded", "create_database", database=sql.Identifier(name))
+                connection.execute(create)
     except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
         return  # another process was quicker
     except psycopg.errors.InsufficientPrivilege:
         raise DatabaseUnavailableError(
-            f"Dagster's database {name!r} does not exist, and this login may not create it. Create "
-            f"it (CREATE DATABASE {name}), or name another with ASSETCLASS_DAGSTER_DATABASE_URL."
+            f"Dagster's storage needs the database {name!r}, and this role may not create it. Have "
+            f"it created (CREATE DATABASE {name} OWNER of this role), or name one that exists with "
+            "ASSETCLASS_DAGSTER_DATABASE or ASSETCLASS_DAGSTER_DATABASE_URL."
         ) from None
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailableError(
-            f"The database server for Dagster's storage cannot be reached: {error}. Check "
-            "ASSETCLASS_DAGSTER_DATABASE_URL, or ASSETCLASS_DATABASE_URL where that is unset."
-        ) from None
-
-
-def _can_connect(parts: Mapping[str, str]) -> bool:
-    try:
-        psycopg.connect(make_conninfo("", **parts)).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 def _write_if_changed(path: Path, text: str) -> None:
