@@ -6,7 +6,10 @@ SELECT pg_catalog.count(pg_catalog.set_config(setting.name, setting.value, true)
 FROM unnest(%(names)s::text[], %(values)s::text[]) AS setting (name, value)
 
 -- name: session_facts
-SELECT current_user::text, pg_is_in_recovery(), to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL
+SELECT
+    current_user::text AS role,
+    pg_is_in_recovery() AS in_recovery,
+    to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS has_citus
 
 -- name: relation
 SELECT
