@@ -142,16 +142,21 @@ def transaction(
 
     Raises psycopg.ProgrammingError when the connection is in a transaction already.
     """
-    values = {**_session_settings(settings.session), **local_settings}
     connection.isolation_level = (
         IsolationLevel.REPEATABLE_READ if snapshot else IsolationLevel.READ_COMMITTED
     )
     connection.read_only = read_only
     with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(
-            query("catalogue", "set_local"), {"names": list(values), "values": [*values.values()]}
-        )
+        set_local(cursor, settings, **local_settings)
         yield cursor
+
+
+def set_local(cursor: psycopg.Cursor[TupleRow], settings: Settings, **local_settings: str) -> None:
+    """Apply our limits, then `local_settings`, to the transaction that is open on `cursor`."""
+    values = {**_session_settings(settings.session), **local_settings}
+    cursor.execute(
+        query("catalogue", "set_local"), {"names": [*values], "values": [*values.values()]}
+    )
 
 
 def _refuse_old_server(connection: psycopg.Connection[TupleRow]) -> None:
