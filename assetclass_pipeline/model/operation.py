@@ -65,6 +65,7 @@ class SkipReason(StrEnum):
     VALUE_REWRITTEN = "value_rewritten_by_trigger"
     VETOED = "vetoed_by_trigger"
     MISMATCHED_NOT_OVERWRITTEN = "mismatched_not_overwritten"
+    ARRIVED_LATE = "arrived_late"
 
 
 class Change(WireModel):
@@ -156,3 +157,17 @@ def remaining_seconds(done: int, planned: int | None, elapsed: float) -> EtaRang
         return None
     rest = max(0, planned - done) * elapsed / done
     return EtaRange(low=rest * 0.75, high=rest * 1.25)
+
+
+class Proof(WireModel):
+    """The ledger's sums against the plan: `unaccounted` is 0 unless a row was lost or invented."""
+
+    planned: int
+    corrected: int
+    skipped: int
+    open: int
+
+    @property
+    def unaccounted(self) -> int:
+        """Planned rows that are neither corrected, nor skipped with a reason, nor still open."""
+        return self.planned - self.corrected - self.skipped - self.open

@@ -60,9 +60,6 @@ class SymbolCount(WireModel):
     missing: int
     mismatched: int
     category: Category
-    classes: list[str] = Field(
-        default_factory=list, description="usable classes that symbols lists for it"
-    )
 
 
 class PartitionCount(WireModel):

@@ -1,0 +1,135 @@
+-- name: stale_symbols
+-- Symbols of this batch whose class symbols no longer derives as planned: their rows must not get
+-- a class that the reference does not hold any more.
+SELECT coalesce(array_agg(DISTINCT planned.symbol), '{{}}')
+FROM (SELECT DISTINCT b.symbol::text AS symbol, b.corrected_asset_class::text AS asset_class
+      FROM {backup} b WHERE b.seq BETWEEN %(first_seq)s AND %(last_seq)s) planned
+WHERE NOT EXISTS (
+    SELECT FROM {symbols} s
+    WHERE s.ticker::text = planned.symbol AND btrim(s.asset_class::text, %(blanks)s) <> ''
+    HAVING min(s.asset_class::text COLLATE "C") = max(s.asset_class::text COLLATE "C")
+       AND min(s.asset_class::text COLLATE "C") = planned.asset_class COLLATE "C")
+
+-- name: correct_by_address
+-- Only the address can drive the join (hash and merge joins are off in this transaction, and
+-- IS NOT DISTINCT FROM can use no index), so the plan cannot flip. Key, symbol, time and old value
+-- are compared because an address may hold another row by now. Locked rows are left to the sweep,
+-- so that our session never waits for a row of the application.
+-- Returns: rows written as planned, rows written with another value, the seqs not written.
+WITH taken AS MATERIALIZED (
+    SELECT b.seq, m.ctid AS address, b.corrected_asset_class
+    FROM {backup} b
+    JOIN ONLY {leaf} m
+      ON m.ctid = b.source_address
+     AND m.id IS NOT DISTINCT FROM b.id
+     AND m.symbol::text IS NOT DISTINCT FROM b.symbol::text
+     AND m."timestamp" IS NOT DISTINCT FROM b."timestamp"
+     AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text
+    WHERE b.seq BETWEEN %(first_seq)s AND %(last_seq)s
+      AND b.symbol::text <> ALL (%(stale_symbols)s)
+    FOR NO KEY UPDATE OF m SKIP LOCKED
+), changed AS (
+    UPDATE ONLY {leaf} m
+    SET asset_class = t.corrected_asset_class{set_updated_at}
+    FROM taken t
+    WHERE m.ctid = t.address
+    RETURNING t.seq, m.asset_class::text IS NOT DISTINCT FROM t.corrected_asset_class::text
+                         AS as_planned
+)
+SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
+       (int8multirange(int8range(%(first_seq)s, %(last_seq)s, '[]'))
+        - coalesce(range_agg(int8range(seq, seq, '[]')), '{{}}'))::text
+FROM changed
+
+-- name: correct_by_key
+-- The sweep: rows that moved are found again by key, through the parent, whatever leaf they are in
+-- now. Old value and symbol are compared too: a renamed ticker must not get its old class.
+WITH wanted AS MATERIALIZED (
+    SELECT b.* FROM {backup} b
+    WHERE b.seq = ANY (%(seqs)s) AND b.symbol::text <> ALL (%(stale_symbols)s)
+), found AS MATERIALIZED (
+    SELECT b.seq, m.tableoid AS leaf, m.ctid AS address, b.corrected_asset_class
+    FROM wanted b
+    JOIN {market} m
+      ON m.id = b.id
+     AND m.symbol::text = b.symbol::text
+     AND m."timestamp" = b."timestamp"
+     AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text
+    FOR NO KEY UPDATE OF m SKIP LOCKED
+), taken AS MATERIALIZED (
+    SELECT DISTINCT ON (seq) * FROM found ORDER BY seq
+), changed AS (
+    UPDATE {market} m
+    SET asset_class = t.corrected_asset_class{set_updated_at}
+    FROM taken t
+    WHERE m.tableoid = t.leaf AND m.ctid = t.address
+    RETURNING t.seq, m.asset_class::text IS NOT DISTINCT FROM t.corrected_asset_class::text
+                         AS as_planned
+)
+SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
+       coalesce(array_agg(seq) FILTER (WHERE as_planned), '{{}}')
+FROM changed
+
+-- name: set_updated_at
+, updated_at = CURRENT_TIMESTAMP
+
+-- name: explain_skipped
+-- Why each row that the sweep could not write is as it is.
+SELECT b.seq,
+       CASE WHEN b.symbol::text = ANY (%(stale_symbols)s) THEN 'class_changed_in_symbols'
+            WHEN m.id IS NULL THEN 'deleted'
+            WHEN m.symbol::text IS NOT DISTINCT FROM b.symbol::text
+             AND m."timestamp" IS NOT DISTINCT FROM b."timestamp"
+             AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text THEN 'locked'
+            ELSE 'changed_by_others' END
+FROM {backup} b
+LEFT JOIN LATERAL (
+    SELECT * FROM {market} m WHERE m.id = b.id
+    ORDER BY m."timestamp" IS NOT DISTINCT FROM b."timestamp" DESC LIMIT 1) m ON true
+WHERE b.seq = ANY (%(seqs)s)
+
+-- name: record_batch
+-- The fence, last statement of the batch: FOR SHARE on the operation row makes a take-over wait for
+-- this commit, and after a take-over no row comes back, so nothing is inserted and the batch is
+-- rolled back. Taken first instead of last, the same lock would starve a cancel.
+INSERT INTO assetclass.operation_batch (correction_id, pass, first_seq, last_seq, epoch, worker,
+                                        records_corrected, records_skipped, duration_ms)
+SELECT o.correction_id, %(pass)s, %(first_seq)s, %(last_seq)s, o.epoch, %(worker)s,
+       %(corrected)s, %(skipped)s, %(duration_ms)s
+FROM assetclass.operation o
+WHERE o.correction_id = %(correction_id)s AND o.status = 'running' AND o.epoch = %(epoch)s
+FOR SHARE
+
+-- name: record_skipped
+INSERT INTO assetclass.operation_skipped_row (correction_id, seq, reason)
+SELECT %(correction_id)s, seq, %(reason)s
+FROM unnest(%(skipped)s::int8multirange) skipped_range,
+     generate_series(lower(skipped_range), upper(skipped_range) - 1) seq
+
+-- name: remove_skipped
+DELETE FROM assetclass.operation_skipped_row
+WHERE correction_id = %(correction_id)s AND seq = ANY (%(seqs)s)
+
+-- name: set_skip_reason
+UPDATE assetclass.operation_skipped_row
+SET reason = %(reason)s
+WHERE correction_id = %(correction_id)s AND seq = ANY (%(seqs)s)
+
+-- name: skipped_seqs
+SELECT seq FROM assetclass.operation_skipped_row
+WHERE correction_id = %(correction_id)s AND seq > %(after)s
+ORDER BY seq
+LIMIT %(most)s
+
+-- name: open_ranges
+-- What the ledger lacks of seqs [1, planned]: a resume is these ranges.
+SELECT lower(part), upper(part) - 1
+FROM unnest(int8multirange(int8range(1, %(planned)s, '[]')) - coalesce(
+    (SELECT range_agg(int8range(first_seq, last_seq, '[]'))
+     FROM assetclass.operation_batch WHERE correction_id = %(correction_id)s AND pass = 0),
+    '{{}}')) part
+ORDER BY 1
+
+-- name: last_pass
+SELECT coalesce(max(pass), 0) FROM assetclass.operation_batch
+WHERE correction_id = %(correction_id)s

@@ -1,0 +1,194 @@
+-- name: create
+INSERT INTO assetclass.operation (correction_id, kind, status, phase, dry_run, options, range_start,
+                                  range_end, requested_by, reason, ticket, run_id, retry_of)
+VALUES (%(correction_id)s, %(kind)s, %(status)s, 'starting', %(dry_run)s, %(options)s,
+        %(range_start)s, %(range_end)s, %(requested_by)s, %(reason)s, %(ticket)s, %(run_id)s,
+        %(retry_of)s)
+
+-- name: lock
+SELECT status, epoch FROM assetclass.operation WHERE correction_id = %(correction_id)s FOR UPDATE
+
+-- name: heartbeat_age
+-- Seconds since the holder was last heard of (the database's clock); NULL when nobody holds it.
+SELECT extract(epoch FROM clock_timestamp() - h.beat_at)::double precision
+FROM assetclass.operation_heartbeat h
+WHERE h.correction_id = %(correction_id)s AND h.holder <> ''
+
+-- name: claim
+-- Raising the epoch waits for the batch in flight (it holds the row FOR SHARE) and fences all later ones.
+UPDATE assetclass.operation
+SET status = 'running', epoch = epoch + 1, run_id = coalesce(%(run_id)s, run_id),
+    started_at = coalesce(started_at, clock_timestamp()), finished_at = NULL, error = NULL
+WHERE correction_id = %(correction_id)s
+RETURNING epoch
+
+-- name: beat
+INSERT INTO assetclass.operation_heartbeat AS h (correction_id, epoch, beat_at, holder)
+VALUES (%(correction_id)s, %(epoch)s, clock_timestamp(), %(holder)s)
+ON CONFLICT (correction_id) DO UPDATE
+SET epoch = excluded.epoch, beat_at = excluded.beat_at, holder = excluded.holder
+WHERE h.epoch <= excluded.epoch
+
+-- name: interrupt_abandoned
+-- An active operation whose holder has not been heard of for too long ends as interrupted.
+UPDATE assetclass.operation o
+SET status = 'interrupted', epoch = epoch + 1, finished_at = clock_timestamp(),
+    error = jsonb_build_object('code', 'OPERATION_INTERRUPTED', 'message',
+        'Its process was not heard of any more. Run it again to go on where it stopped.')
+WHERE o.status IN ('requested', 'running', 'paused')
+  AND coalesce((SELECT h.beat_at FROM assetclass.operation_heartbeat h
+                WHERE h.correction_id = o.correction_id), o.requested_at)
+      < clock_timestamp() - make_interval(secs => %(stale_after)s)
+RETURNING o.correction_id::text
+
+-- name: active
+SELECT correction_id::text FROM assetclass.operation
+WHERE status IN ('requested', 'running', 'paused')
+
+-- name: state
+SELECT o.status, o.epoch, coalesce(c.wanted, 'run')
+FROM assetclass.operation o
+LEFT JOIN assetclass.operation_control c USING (correction_id)
+WHERE o.correction_id = %(correction_id)s
+
+-- name: ask
+INSERT INTO assetclass.operation_control (correction_id, wanted, wanted_by)
+VALUES (%(correction_id)s, %(wanted)s, %(wanted_by)s)
+ON CONFLICT (correction_id) DO UPDATE
+SET wanted = excluded.wanted, wanted_by = excluded.wanted_by, wanted_at = clock_timestamp()
+
+-- name: cancel_requested
+UPDATE assetclass.operation SET status = 'cancelled', finished_at = clock_timestamp()
+WHERE correction_id = %(correction_id)s AND status = 'requested'
+
+-- name: set_phase
+UPDATE assetclass.operation SET phase = %(phase)s
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: set_quality_before
+UPDATE assetclass.operation
+SET quality_before = coalesce(quality_before, %(quality)s), mismatched_left = %(mismatched_left)s
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: set_backup_table
+UPDATE assetclass.operation SET backup_table = %(backup_table)s, plan = %(plan)s
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: set_plan
+UPDATE assetclass.operation SET plan = %(plan)s, records_planned = %(planned)s
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: finish
+UPDATE assetclass.operation
+SET status = %(status)s, phase = %(phase)s, finished_at = clock_timestamp(),
+    error = %(error)s, quality_after = coalesce(%(quality_after)s, quality_after),
+    late_left = %(late_left)s, backup_table = CASE WHEN %(dropped)s THEN NULL ELSE backup_table END
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s
+
+-- name: end_badly
+-- The phase stays: it tells where the operation stopped.
+UPDATE assetclass.operation
+SET status = %(status)s, finished_at = clock_timestamp(), error = %(error)s
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: park
+UPDATE assetclass.operation SET status = 'planned', phase = 'planned'
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: plan_of
+SELECT plan, options, range_start, range_end
+FROM assetclass.operation WHERE correction_id = %(correction_id)s
+
+-- name: forget_changes
+DELETE FROM assetclass.operation_change WHERE correction_id = %(correction_id)s
+
+-- name: summarise_changes
+-- What was really changed: planned, in the ledger, and not skipped. A dry run counts its whole plan.
+INSERT INTO assetclass.operation_change (correction_id, symbol, old_class, new_class, records)
+SELECT %(correction_id)s, b.symbol::text, b.asset_class::text, b.corrected_asset_class::text,
+       count(*)
+FROM {backup} b
+WHERE (%(dry_run)s OR b.seq <@ coalesce(
+          (SELECT range_agg(int8range(first_seq, last_seq, '[]'))
+           FROM assetclass.operation_batch
+           WHERE correction_id = %(correction_id)s AND pass = 0), '{{}}'))
+  AND NOT EXISTS (SELECT FROM assetclass.operation_skipped_row s
+                  WHERE s.correction_id = %(correction_id)s AND s.seq = b.seq)
+GROUP BY 2, 3, 4
+
+-- name: show
+-- Everything a surface shows, newest first; sums come from the ledger.
+SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_run,
+       o.requested_by, o.reason, o.ticket, o.run_id, o.requested_at, o.started_at, o.finished_at,
+       o.options, o.records_planned, o.backup_table, o.quality_before, o.quality_after, o.error,
+       o.rollback_of::text AS rollback_of, o.rolled_back_by::text AS rolled_back_by,
+       o.retry_of::text AS retry_of, o.mismatched_left, o.late_left,
+       extract(epoch FROM coalesce(o.finished_at, clock_timestamp()) - o.started_at)::float8
+           AS duration_seconds,
+       ledger.records_corrected, ledger.batches_done, ledger.records_done,
+       ledger.batch_seconds, skipped.by_reason,
+       coalesce((o.plan ->> 'batch_size')::bigint, 0) AS batch_size
+FROM assetclass.operation o
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(b.records_corrected), 0)::bigint AS records_corrected,
+           count(*) FILTER (WHERE b.pass = 0) AS batches_done,
+           coalesce(sum(b.last_seq - b.first_seq + 1) FILTER (WHERE b.pass = 0), 0)::bigint
+               AS records_done,
+           extract(epoch FROM max(b.committed_at) - min(b.committed_at
+               - make_interval(secs => b.duration_ms / 1000.0)))::float8 AS batch_seconds
+    FROM assetclass.operation_batch b WHERE b.correction_id = o.correction_id) ledger
+CROSS JOIN LATERAL (
+    SELECT coalesce(jsonb_object_agg(reason, records), '{{}}') AS by_reason
+    FROM (SELECT s.reason, count(*) AS records FROM assetclass.operation_skipped_row s
+          WHERE s.correction_id = o.correction_id GROUP BY s.reason) reasons) skipped
+WHERE {chosen}
+ORDER BY o.requested_at DESC
+LIMIT %(most)s
+
+-- name: one
+o.correction_id = %(correction_id)s
+
+-- name: active_one
+o.status IN ('requested', 'running', 'paused')
+
+-- name: that_changed_rows
+o.status NOT IN ('requested', 'running', 'paused') AND NOT o.dry_run
+  AND EXISTS (SELECT FROM assetclass.operation_batch b
+              WHERE b.correction_id = o.correction_id AND b.records_corrected > 0)
+
+-- name: that_ended
+o.status NOT IN ('requested', 'running', 'paused')
+
+-- name: changes
+SELECT symbol, old_class, new_class, records
+FROM assetclass.operation_change WHERE correction_id = %(correction_id)s
+ORDER BY records DESC, symbol, old_class, new_class
+LIMIT %(most)s
+
+-- name: recent_rate
+-- Median rows per second of the last corrections, for estimates.
+SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY rate)
+FROM (SELECT sum(b.records_corrected) / nullif(extract(epoch FROM max(b.committed_at)
+                 - min(b.committed_at - make_interval(secs => b.duration_ms / 1000.0))), 0) AS rate
+      FROM assetclass.operation_batch b
+      GROUP BY b.correction_id
+      HAVING sum(b.records_corrected) >= 1000
+      ORDER BY max(b.committed_at) DESC
+      LIMIT 10) rates
+
+-- name: remember_quality
+INSERT INTO assetclass.quality_measurement (source, correction_id, run_id, total_records,
+    completeness, integrity, orphaned_percent, quality_score, correctable, report)
+VALUES (%(source)s, %(correction_id)s, %(run_id)s, %(total_records)s, %(completeness)s,
+        %(integrity)s, %(orphaned_percent)s, %(quality_score)s, %(correctable)s, %(report)s)
+
+-- name: quality_history
+SELECT measured_at, source, total_records, completeness, integrity, orphaned_percent,
+       quality_score, correctable
+FROM assetclass.quality_measurement
+ORDER BY id DESC LIMIT %(most)s
+
+-- name: covered_seqs
+-- Planned rows that the ledger speaks of: done, whether written or skipped.
+SELECT coalesce(sum(last_seq - first_seq + 1), 0)::bigint
+FROM assetclass.operation_batch WHERE correction_id = %(correction_id)s AND pass = 0

@@ -1,0 +1,95 @@
+-- name: correctable_rows
+-- Which rows of one leaf (or of the whole table) a correction with given options would change:
+-- tickers and classes are compared as text (an enum rejects ''), byte by byte.
+SELECT {columns}
+FROM {table} m
+JOIN ({mapping}) mapping ON mapping.ticker = m.symbol::text
+WHERE {in_scope} AND {is_damaged} AND {is_targeted}
+
+-- name: planned_columns
+m.ctid AS address, m.id, m.symbol, m."timestamp", m.asset_class,
+mapping.asset_class{asset_class_cast} AS corrected_asset_class
+
+-- name: sample_columns
+m.id, m.symbol::text AS symbol, m."timestamp"::text AS "timestamp",
+m.asset_class::text AS asset_class, mapping.asset_class AS corrected_asset_class
+
+-- name: is_missing
+(m.asset_class IS NULL OR m.asset_class::text = '')
+
+-- name: is_missing_or_mismatched
+(m.asset_class IS NULL OR m.asset_class::text COLLATE "C" <> mapping.asset_class)
+
+-- name: is_mismatched
+(m.asset_class::text <> '' AND m.asset_class::text COLLATE "C" <> mapping.asset_class)
+
+-- name: is_target
+m.symbol::text = ANY (%(target_symbols)s)
+
+-- name: create_table
+-- The backup table is plan, undo log and audit trail in one; `seq` numbers rows in physical order.
+CREATE {persistence} TABLE {backup} (
+    seq bigint NOT NULL,
+    id {id_type},
+    symbol {symbol_type},
+    "timestamp" {timestamp_type},
+    asset_class {asset_class_type},
+    corrected_asset_class {asset_class_type} NOT NULL,
+    source_table oid NOT NULL,
+    source_address tid NOT NULL
+)
+
+-- name: add_chunk
+-- Pages [first_page, end_page) of one leaf, in a short transaction of their own: one long statement
+-- would make every reader behind a waiting ALTER TABLE wait for all of it.
+WITH chosen AS (
+    {correctable_rows}
+      AND m.ctid >= %(first_address)s::tid AND m.ctid < %(end_address)s::tid
+    ORDER BY m.ctid
+    LIMIT %(most)s
+), added AS (
+    INSERT INTO {backup} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
+                          source_table, source_address)
+    SELECT %(last_seq)s + row_number() OVER (ORDER BY c.address), c.id, c.symbol, c."timestamp",
+           c.asset_class, c.corrected_asset_class, %(leaf)s::oid, c.address
+    FROM chosen c
+    {not_planned}
+    RETURNING seq
+)
+SELECT count(*) FROM added
+
+-- name: not_planned
+-- A later pass adds only rows that no earlier pass has planned.
+WHERE NOT EXISTS (SELECT FROM {backup} b WHERE b.id = c.id AND b.source_table = %(leaf)s::oid)
+
+-- name: number_rows
+-- A btree, not BRIN: a batch reads exactly its range.
+CREATE UNIQUE INDEX ON {backup} (seq)
+
+-- name: analyze_table
+ANALYZE {backup}
+
+-- name: page_count
+SELECT pg_relation_size(%(leaf)s::oid) / current_setting('block_size')::integer
+
+-- name: table_exists
+SELECT EXISTS (
+    SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND c.relname = %(table)s)
+
+-- name: drop_table
+DROP TABLE IF EXISTS {backup}
+
+
+-- name: count_rows
+SELECT count(*) FROM ({correctable_rows}) correctable
+
+-- name: count_changes
+SELECT symbol, asset_class, corrected_asset_class, count(*) AS records
+FROM ({correctable_rows}) correctable
+GROUP BY 1, 2, 3
+ORDER BY records DESC, 1, 2
+
+-- name: sample_rows
+{correctable_rows}
+LIMIT %(most)s

@@ -1,0 +1,287 @@
+"""Batches: several connections, each taking the next range of `seq`, one transaction a batch.
+
+Belongs here: the batch's statements, its retries, the workers. Does not: what happens to the rows
+that a batch had to leave (sweeping.py).
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import Connection, Cursor, errors, sql
+from psycopg.rows import TupleRow
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from assetclass_pipeline.database.connections import set_local, transaction
+from assetclass_pipeline.database.market_tables import MarketTables
+from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.conditions import blanks_of
+from assetclass_pipeline.engine.holding import Holder, fenced
+from assetclass_pipeline.engine.plan import PlanState, Segment
+from assetclass_pipeline.errors import (
+    AssetClassError,
+    CorrectionFailedError,
+    DatabaseUnavailableError,
+)
+from assetclass_pipeline.model.operation import SkipReason
+from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions
+
+# Only the address may drive the join of a batch: with these off no other plan is left.
+BATCH_SETTINGS = {"enable_hashjoin": "off", "enable_mergejoin": "off"}
+_TRANSIENT = (
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.LockNotAvailable,
+    errors.QueryCanceled,
+    errors.AdminShutdown,
+    errors.CrashShutdown,
+    errors.CannotConnectNow,
+    errors.TooManyConnections,
+    DatabaseUnavailableError,
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Planned rows [first_seq, last_seq] of one leaf."""
+
+    leaf: int
+    first_seq: int
+    last_seq: int
+
+    @property
+    def records(self) -> int:
+        """Rows planned in it."""
+        return self.last_seq - self.first_seq + 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all workers of one correction share."""
+
+    holder: Holder
+    tables: MarketTables
+    plan: PlanState
+    options: CorrectionOptions
+    leaves: dict[int, sql.Identifier] = field(init=False)
+
+    def __post_init__(self) -> None:
+        leaves = {leaf.oid: leaf.identifier for leaf in self.tables.leaves}
+        object.__setattr__(self, "leaves", leaves)
+
+    @property
+    def set_updated_at(self) -> sql.Composable:
+        """Assignment of `updated_at` where the column exists."""
+        return query("batch", "set_updated_at") if self.tables.has_updated_at else sql.SQL("")
+
+
+def open_batches(connection: Connection[TupleRow], work: Work) -> list[Batch]:
+    """The batches that the ledger lacks, in physical order: all of them, or a resume's rest."""
+    with transaction(connection, work.holder.settings, read_only=True) as cursor:
+        rows = cursor.execute(
+            query("batch", "open_ranges"),
+            {"correction_id": work.holder.correction_id, "planned": work.plan.planned},
+        ).fetchall()
+    return [
+        batch
+        for first, last in rows
+        for segment in work.plan.segments
+        for batch in cut(segment, first, last, work.plan.batch_size)
+    ]
+
+
+def cut(segment: Segment, first: int, last: int, size: int) -> Iterator[Batch]:
+    """The part of `segment` within [first, last] in batches of exactly `size` rows but the last."""
+    start, end = max(first, segment.first_seq), min(last, segment.last_seq)
+    for first_seq in range(start, end + 1, size):
+        yield Batch(segment.leaf, first_seq, min(first_seq + size - 1, end))
+
+
+def run_batches(work: Work, batches: list[Batch]) -> threading.Thread:
+    """Start the workers; the returned thread ends when all of them have.
+
+    What went wrong is the `cause` of the holder's `stop`.
+    """
+    waiting, taking = iter(batches), threading.Lock()
+
+    def take() -> Batch | None:
+        with taking:
+            return None if work.holder.stop.is_set() else next(waiting, None)
+
+    workers = [
+        threading.Thread(target=_work, args=(work, number, take), name=f"worker {number}")
+        for number in range(1, min(work.options.worker_count, max(1, len(batches))) + 1)
+    ]
+
+    def join_all() -> None:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    joining = threading.Thread(target=join_all, name="workers")
+    joining.start()
+    return joining
+
+
+class Worker:
+    """One connection that does batches; a lost connection is opened again by the next try."""
+
+    def __init__(self, work: Work, number: int) -> None:
+        self.work = work
+        self.number = number
+        self._connection: Connection[TupleRow] | None = None
+
+    @property
+    def connection(self) -> Connection[TupleRow]:
+        """The connection, opened anew after it was lost."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self.work.holder.connect(f"worker {self.number}")
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection if there is one."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def correct(self, batch: Batch) -> None:
+        """One batch, one transaction: rows, skipped rows and ledger row commit together."""
+        started = time.monotonic()
+        work, values = self.work, {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
+        with transaction(self.connection, work.holder.settings) as cursor:
+            stale = stale_symbols(cursor, work, values)
+            set_local(cursor, work.holder.settings, **BATCH_SETTINGS)
+            row = cursor.execute(
+                query(
+                    "batch",
+                    "correct_by_address",
+                    backup=work.plan.identifier,
+                    leaf=work.leaves[batch.leaf],
+                    set_updated_at=work.set_updated_at,
+                ),
+                {**values, "stale_symbols": stale},
+            ).fetchone()
+            corrected, rewritten, skipped = row or (0, 0, "{}")
+            refuse_rewritten(work, rewritten)
+            if skipped != "{}":
+                reason = SkipReason.CLASS_CHANGED if stale else SkipReason.MOVED_OR_CHANGED
+                cursor.execute(
+                    query("batch", "record_skipped"),
+                    {**work.holder.key, "skipped": skipped, "reason": reason.value},
+                )
+            record(
+                cursor,
+                work,
+                batch,
+                worker=self.number,
+                sweep=0,
+                corrected=corrected,
+                skipped=batch.records - corrected,
+                started=started,
+            )
+
+
+def stale_symbols(cursor: Cursor[TupleRow], work: Work, values: dict[str, int]) -> list[str]:
+    """Symbols whose class is derived differently now than it was planned."""
+    row = cursor.execute(
+        query("batch", "stale_symbols", backup=work.plan.identifier, symbols=work.tables.symbols),
+        {
+            **values,
+            "blanks": blanks_of(cursor.connection),
+        },
+    ).fetchone()
+    return list(row[0]) if row else []
+
+
+def refuse_rewritten(work: Work, rewritten: int) -> None:
+    """A trigger that writes another value than ours makes every promise void: stop."""
+    if rewritten:
+        raise CorrectionFailedError(
+            f"{rewritten} rows of a batch got another asset_class than planned: a trigger on "
+            f"{work.tables.market_name} rewrites it. The batch was rolled back; change the trigger "
+            "for this role, then run it again."
+        )
+
+
+def record(
+    cursor: Cursor[TupleRow],
+    work: Work,
+    batch: Batch,
+    *,
+    worker: int,
+    sweep: int,
+    corrected: int,
+    skipped: int,
+    started: float,
+) -> None:
+    """The ledger row, last: it is the fence. Raises OperationFencedError."""
+    cursor.execute(
+        query("batch", "record_batch"),
+        {
+            **work.holder.key,
+            "pass": sweep,
+            "first_seq": batch.first_seq,
+            "last_seq": batch.last_seq,
+            "worker": worker,
+            "corrected": corrected,
+            "skipped": skipped,
+            "duration_ms": round((time.monotonic() - started) * 1000),
+        },
+    )
+    if cursor.rowcount != 1:
+        raise fenced(work.holder.correction_id)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again can help: locks, lost connections, a server that restarts."""
+    if isinstance(error, _TRANSIENT):
+        return True
+    lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return lost and getattr(error, "sqlstate", None) is None
+
+
+def retrying(options: RetryOptions, stop: threading.Event) -> Retrying:
+    """Exponential waits with jitter that end early when the operation stops."""
+
+    def sleep(seconds: float) -> None:
+        stop.wait(seconds)
+
+    return Retrying(
+        retry=retry_if_exception(lambda error: is_transient(error) and not stop.is_set()),
+        stop=stop_after_attempt(options.tries),
+        wait=wait_exponential_jitter(
+            initial=options.first_wait, max=options.longest_wait, jitter=options.first_wait
+        ),
+        sleep=sleep,
+        reraise=True,
+    )
+
+
+def explain(error: BaseException, work: Work) -> AssetClassError:
+    """The typed error of whatever ended a worker, without SQL text."""
+    if isinstance(error, AssetClassError):
+        return error
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        said = error.diag.message_primary
+    tries = work.options.retry.tries
+    tried = f" (tried {tries} times)" if is_transient(error) else ""
+    return CorrectionFailedError(
+        f"A batch on {work.tables.market_name} could not be written{tried}: {said}. Everything "
+        "committed so far stays; run it again to go on where it stopped."
+    )
+
+
+def _work(work: Work, number: int, take: Callable[[], Batch | None]) -> None:
+    worker = Worker(work, number)
+    try:
+        while (batch := take()) is not None:
+            retrying(work.options.retry, work.holder.stop)(worker.correct, batch)
+    except Exception as error:  # noqa: BLE001 - a thread's error must reach the one who waits
+        work.holder.stop.because(explain(error, work))
+    finally:
+        with suppress(psycopg.Error):
+            worker.close()

@@ -1,0 +1,293 @@
+"""A correction from claim to proof: analyse, plan, batches, sweep, verify, end.
+
+Belongs here: the order of the phases and the operation's end. Does not: how a phase works.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
+
+from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
+from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.database.schema import require_schema
+from assetclass_pipeline.engine.analysis import analyse
+from assetclass_pipeline.engine.batches import Work, open_batches, run_batches
+from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
+from assetclass_pipeline.engine.holding import CorrectionRequest, Holder, fenced, hold
+from assetclass_pipeline.engine.operations import get_operation
+from assetclass_pipeline.engine.plan import (
+    PlanScan,
+    PlanState,
+    drop_plan,
+    load_plan,
+    make_plan,
+    scan_leaves,
+)
+from assetclass_pipeline.engine.sweeping import next_pass, sweep
+from assetclass_pipeline.model.months import TimeRange
+from assetclass_pipeline.model.operation import Operation, Phase, SkipReason, Status
+from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.quality import IntegrityReport
+from assetclass_pipeline.settings import Settings
+
+__all__ = ["CorrectionRequest", "correct", "plan"]
+
+OBSERVE_INTERVAL = 2.0
+# Rows that a feed adds in mid-run are planned after the first verification; then the next night's.
+LATE_PASSES = 2
+
+Observer = Callable[[Operation], None]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A held correction: the tables as they are now, the options as they were when it began."""
+
+    holder: Holder
+    connection: Connection[TupleRow]
+    tables: MarketTables
+    options: CorrectionOptions
+    scope: TimeRange
+    observe: Observer | None
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of this process."""
+        return self.holder.settings
+
+    @property
+    def keeps_backup(self) -> bool:
+        """Whether the plan stays as a backup table."""
+        return self.options.create_backup and not self.options.dry_run
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase, unless somebody asked to stop."""
+        self.holder.stop.check()
+        self.holder.enter_phase(self.connection, phase)
+        self.report()
+
+    def report(self) -> None:
+        """Tell the observer how it stands."""
+        if self.observe is not None:
+            self.observe(self.operation())
+
+    def operation(self) -> Operation:
+        """How it stands."""
+        return get_operation(self.connection, self.settings, str(self.holder.correction_id))
+
+    def scan(self, *, skip_planned: bool = False) -> PlanScan:
+        """A scan for rows to plan."""
+        return PlanScan(
+            self.holder, self.connection, self.tables, self.options, self.scope, skip_planned
+        )
+
+
+def plan(
+    dsn: str,
+    settings: Settings,
+    request: CorrectionRequest,
+    *,
+    park: bool,
+    observe: Observer | None = None,
+    cancelled_by: tuple[type[BaseException], ...] = (),
+) -> Operation:
+    """Claim the operation and write its plan, or the rest of it.
+
+    With `park` it ends as `planned`, which blocks nobody; else it stays `running` for `correct`,
+    here or in another process of the same run. Raises OperationInProgressError,
+    MarketTablesError, SchemaNotReadyError, CorrectionFailedError and what `Stop` carries.
+    """
+    with _begun(dsn, settings, request, observe, cancelled_by) as correction:
+        _plan(correction)
+        if park:
+            correction.holder.update(correction.connection, "park", {})
+        else:
+            correction.enter(Phase.PLANNED)
+        return correction.operation()
+
+
+def correct(
+    dsn: str,
+    settings: Settings,
+    request: CorrectionRequest,
+    *,
+    observe: Observer | None = None,
+    cancelled_by: tuple[type[BaseException], ...] = (),
+) -> Operation:
+    """Claim or pick up the operation, plan what is not planned yet, correct, prove, and end it.
+
+    A dry run ends after its plan; `market_data` is not changed. Raises what `plan` raises.
+    """
+    with _begun(dsn, settings, request, observe, cancelled_by) as correction:
+        state = _plan(correction)
+        if not correction.options.dry_run:
+            _correct(correction, state)
+            late = _prove(correction, state)
+        else:
+            late = 0
+        _end(correction, state, late)
+        return correction.operation()
+
+
+@contextmanager
+def _begun(
+    dsn: str,
+    settings: Settings,
+    request: CorrectionRequest,
+    observe: Observer | None,
+    cancelled_by: tuple[type[BaseException], ...],
+) -> Iterator[Correction]:
+    """Everything that can be refused is refused before the operation's row is written."""
+    with connect(dsn, settings, purpose="correction") as connection:
+        require_schema(connection)
+        tables = inspect_market_tables(
+            connection, settings, for_writing=not request.options.dry_run
+        )
+        with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
+            options, scope = _as_begun(connection, holder)
+            yield Correction(holder, connection, tables, options, scope, observe)
+
+
+def _as_begun(
+    connection: Connection[TupleRow], holder: Holder
+) -> tuple[CorrectionOptions, TimeRange]:
+    """Options and scope of the operation's row: a resume goes on with those of its plan."""
+    with transaction(connection, holder.settings, read_only=True) as cursor:
+        row = cursor.execute(
+            query("operation", "plan_of"), {"correction_id": holder.correction_id}
+        ).fetchone()
+    if row is None:
+        raise fenced(holder.correction_id)
+    return CorrectionOptions.model_validate(row[1]), TimeRange(row[2], row[3])
+
+
+def _plan(correction: Correction) -> PlanState:
+    state = load_plan(correction.connection, correction.holder)
+    if state is not None and state.complete:
+        return state
+    correction.enter(Phase.ANALYSING)
+    before = analyse(correction.connection, correction.tables, correction.settings, worst=10)
+    correction.holder.update(
+        correction.connection,
+        "set_quality_before",
+        {"quality": Jsonb(scores(before)), "mismatched_left": _mismatched_left(correction)},
+    )
+    correction.enter(Phase.PLANNING)
+    return make_plan(correction.scan(), state)
+
+
+def _mismatched_left(correction: Correction) -> int:
+    """Mismatched rows in scope that `onlyProcessNullAssetClass: false` alone does not overwrite."""
+    options = correction.options
+    if options.only_process_null_asset_class or options.overwrite_existing_values:
+        return 0
+    return _count(correction, mismatched_only=True)
+
+
+def _count(correction: Correction, *, mismatched_only: bool = False) -> int:
+    rows = correctable_rows(
+        correction.tables,
+        correction.options,
+        correction.scope,
+        columns="sample_columns",
+        mismatched_only=mismatched_only,
+    )
+    with transaction(correction.connection, correction.settings, read_only=True) as cursor:
+        row = cursor.execute(
+            query("plan", "count_rows", correctable_rows=rows.text),
+            {**rows.values, "blanks": blanks_of(correction.connection)},
+        ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _correct(correction: Correction, state: PlanState) -> None:
+    work = Work(correction.holder, correction.tables, state, correction.options)
+    correction.enter(Phase.CORRECTING)
+    workers = run_batches(work, open_batches(correction.connection, work))
+    try:
+        while workers.is_alive():
+            workers.join(OBSERVE_INTERVAL)
+            correction.report()
+    except BaseException:
+        # Batches in flight end before the operation does.
+        correction.holder.stop.set()
+        workers.join()
+        raise
+    correction.holder.stop.check()
+    correction.enter(Phase.SWEEPING)
+    sweep(correction.connection, work, next_pass(correction.connection, work))
+
+
+def _prove(correction: Correction, state: PlanState) -> int:
+    """Count what is still correctable; plan and correct what came late. Returns the rows left.
+
+    Rows that were skipped with a reason may still be correctable; they are not late.
+    """
+    for _ in range(LATE_PASSES):
+        correction.enter(Phase.VERIFYING)
+        late = _late_rows(correction)
+        if not late or correction.options.max_records_to_process is not None:
+            break
+        correction.enter(Phase.PLANNING)
+        before = state.planned
+        state.scanned.clear()
+        scan_leaves(correction.scan(skip_planned=True), state)
+        if state.planned == before:
+            break
+        _correct(correction, state)
+    else:
+        late = _late_rows(correction)
+    return late if correction.options.max_records_to_process is None else 0
+
+
+def _late_rows(correction: Correction) -> int:
+    still = correction.operation().skipped_by_reason
+    known = sum(
+        records
+        for reason, records in still.items()
+        if reason not in {SkipReason.MISMATCHED_NOT_OVERWRITTEN, SkipReason.ARRIVED_LATE}
+    )
+    return max(0, _count(correction) - known)
+
+
+def _end(correction: Correction, state: PlanState, late: int) -> None:
+    """Summary, end and the unlogged plan's removal commit together."""
+    after = None
+    if not correction.options.dry_run:
+        correction.enter(Phase.VERIFYING)
+        after = analyse(correction.connection, correction.tables, correction.settings, worst=10)
+    key = {"correction_id": correction.holder.correction_id}
+    dropped = not correction.keeps_backup or not state.planned
+    with transaction(correction.connection, correction.settings, statement_timeout="0") as cursor:
+        cursor.execute(query("operation", "forget_changes"), key)
+        cursor.execute(
+            query("operation", "summarise_changes", backup=state.identifier),
+            {**key, "dry_run": correction.options.dry_run},
+        )
+        if dropped:
+            drop_plan(cursor, state)
+        correction.holder.update_with(
+            cursor,
+            "finish",
+            {
+                "status": Status.SUCCEEDED.value,
+                "phase": Phase.DONE.value,
+                "quality_after": Jsonb(scores(after)) if after else None,
+                "late_left": late,
+                "dropped": dropped,
+                "error": None,
+            },
+        )
+    correction.report()
+
+
+def scores(report: IntegrityReport) -> dict[str, object]:
+    """The part of a report that an operation keeps: totals, scores and thresholds."""
+    everything = report.model_dump(mode="json", by_alias=True)
+    lists = {"byAssetClass", "bySymbol", "byPartition", "issues", "recommendations", "effort"}
+    return {name: value for name, value in everything.items() if name not in lists}
