@@ -211,7 +211,7 @@ class Supervisor:
         name = running.service.name
         if running.crashes > self.restarts:
             raise ServicesError(
-                f"The {name} {_how_it_ended(status)} for the {running.crashes}th time; giving up. "
+                f"The {name} {_how_it_ended(status)} after {self.restarts} restarts; giving up. "
                 f"{self._log_tail(running.service)}"
             )
         wait = min(self.first_wait * 2 ** (running.crashes - 1), _LONGEST_WAIT)

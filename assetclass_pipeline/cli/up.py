@@ -39,6 +39,7 @@ from assetclass_pipeline.defs.dagster_home import (
     LOCATION_NAME,
     code_server_directory,
     dagster_home_environment,
+    is_code_server_directory,
     prepare_instance,
 )
 from assetclass_pipeline.errors import ServicesError
@@ -201,8 +202,9 @@ def _end_leftovers(state: Path, report: Report) -> None:
     if left:
         report(f"Ending {len(left)} processes that a killed `assetclass up` left behind ...")
         end_processes(left, patience=_RUN_PATIENCE)
-    if "directory" in before:
-        shutil.rmtree(before["directory"], ignore_errors=True)
+    directory = Path(before.get("directory", ""))
+    if is_code_server_directory(directory):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _require_free_port(port: int) -> None:

@@ -132,6 +132,11 @@ def code_server_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"assetclass-{this_host()}-"))
 
 
+def is_code_server_directory(directory: Path) -> bool:
+    """Whether `code_server_directory` made it, on this machine."""
+    return directory.name.startswith(f"assetclass-{this_host()}-")
+
+
 def this_host() -> str:
     """Eight characters for this machine: a socket path has no room for its name."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]

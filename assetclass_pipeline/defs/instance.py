@@ -23,6 +23,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from assetclass_pipeline.defs.dagster_home import (
     LOCATION_NAME,
     dagster_home_environment,
+    is_code_server_directory,
     prepare_instance,
     this_host,
 )
@@ -115,8 +116,7 @@ def _is_dead(run_id: str, tags: Mapping[str, str]) -> bool:
     address = json.loads(tags.get(GRPC_INFO_TAG, "{}")).get("socket")
     if not address:
         return False
-    ours = Path(address).parent.name.startswith(f"assetclass-{this_host()}-")
-    return ours and not Path(address).exists()
+    return is_code_server_directory(Path(address).parent) and not Path(address).exists()
 
 
 def _process_lives(pid: int, created: float) -> bool:

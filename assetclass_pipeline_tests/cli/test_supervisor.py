@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,11 +22,13 @@ import psutil
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from assetclass_pipeline.cli.marked_processes import MARK_VARIABLE, marked_processes
 from assetclass_pipeline.cli.supervisor import Service, StopSignals, Supervisor
 from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.defs.dagster_home import code_server_directory
 from assetclass_pipeline.defs.instance import (
     PROCESS_TAG,
     end_dead_runs,
@@ -334,7 +337,7 @@ def test_runs_whose_process_is_gone_are_ended_and_others_are_not(
 ) -> None:
     settings = settings.model_copy(update={"dagster_database": "dagster_dead_runs"})
     with open_instance(settings, postgres_server.url()) as instance:
-        mine, gone, foreign, child = (_started_run(instance, name) for name in "mgfc")
+        mine, gone, foreign, child, served = (_started_run(instance, name) for name in "mgfcs")
         tags = process_tags(mine)
         instance.add_run_tags(mine, tags)
         ended = _sleeper({})
@@ -343,10 +346,16 @@ def test_runs_whose_process_is_gone_are_ended_and_others_are_not(
         instance.add_run_tags(foreign, {PROCESS_TAG: f"{foreign}:another:1:{created}"})
         # A re-execution inherits the tags of its parent, which says nothing about its own process.
         instance.add_run_tags(child, {PROCESS_TAG: f"{gone}:{host}:{ended.pid}:{created}"})
+        directory = code_server_directory()
+        address = {"host": "localhost", "socket": str(directory / "code.sock")}
+        instance.add_run_tags(served, {GRPC_INFO_TAG: json.dumps(address)})
         ended.kill()
         ended.wait()
 
+        (directory / "code.sock").touch()
         assert end_dead_runs(instance) == [gone]
+        shutil.rmtree(directory)
+        assert end_dead_runs(instance) == [served]
 
         statuses = {run.run_id: run.status for run in instance.get_runs()}
         assert statuses[gone] is dg.DagsterRunStatus.FAILURE
@@ -405,7 +414,9 @@ def test_a_service_that_never_gets_ready_is_given_up(tmp_path: Path) -> None:
 def test_a_service_that_keeps_ending_is_given_up(tmp_path: Path) -> None:
     supervisor, said = _supervisor(tmp_path, [[_service("brief", "print('oh'); exit(3)")]])
     supervisor.start()
-    with pytest.raises(ServicesError, match=r"(?s)brief ended with status 3 .*giving up.*oh"):
+    with pytest.raises(
+        ServicesError, match=r"(?s)brief ended with status 3 after 2 restarts; giving up.*oh"
+    ):
         supervisor.watch()
     assert sum("starting it again" in line for line in said) == 2
 
