@@ -306,6 +306,19 @@ def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -
         )
 
 
+def refuse_while_active(connection: Connection[TupleRow], settings: Settings) -> None:
+    """Return when no operation is active; one whose process is gone is ended first.
+
+    For surfaces that refuse before they start anything; the proof is the claim. Raises
+    OperationInProgressError naming the active one.
+    """
+    _interrupt_abandoned(connection, settings)
+    with transaction(connection, settings, read_only=True) as cursor:
+        active = cursor.execute(query("operation", "active")).fetchone()
+    if active is not None:
+        raise _in_progress(connection, settings)
+
+
 def _in_progress(connection: Connection[TupleRow], settings: Settings) -> OperationInProgressError:
     with transaction(connection, settings, read_only=True) as cursor:
         row = cursor.execute(query("operation", "active")).fetchone()
