@@ -1,0 +1,197 @@
+"""`assetclass analyze | preview | execute | validate | status`.
+
+Belongs here: parsing, calling the engine, printing what it answers. Does not: how that looks
+(presentation), and how a Dagster run is made (correction_run).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import psycopg
+import typer
+from psycopg.rows import TupleRow
+
+from assetclass_pipeline.cli import presentation
+from assetclass_pipeline.cli.exit_status import FAILED, INTERRUPTED, THRESHOLDS_NOT_MET
+from assetclass_pipeline.cli.flags import Chosen, correction_options, with_correction_flags
+from assetclass_pipeline.database import schema
+from assetclass_pipeline.database.connections import connect, open_database
+from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
+from assetclass_pipeline.engine.analysis import analyse
+from assetclass_pipeline.engine.holding import refuse_while_active
+from assetclass_pipeline.engine.operations import get_operation, operation_status
+from assetclass_pipeline.engine.preview import preview as preview_correction
+from assetclass_pipeline.engine.validation import validate as validate_rows
+from assetclass_pipeline.errors import CorrectionFailedError
+from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from assetclass_pipeline.cli.correction_run import CorrectionRun
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")
+]
+
+
+@dataclass(frozen=True)
+class _Market:
+    """The market tables, with a connection to them."""
+
+    settings: Settings
+    connection: psycopg.Connection[TupleRow]
+    tables: MarketTables
+
+
+@contextmanager
+def _open_market(purpose: str) -> Iterator[_Market]:
+    settings = load_settings()
+    with (
+        open_database(settings) as dsn,
+        connect(dsn, settings, purpose=purpose) as connection,
+    ):
+        yield _Market(
+            settings, connection, inspect_market_tables(connection, settings, for_writing=False)
+        )
+
+
+def analyze(as_json: AsJson = False) -> None:
+    """Measure the damage; change nothing."""
+    with _open_market("analyze") as market:
+        report = analyse(market.connection, market.tables, market.settings)
+    if as_json:
+        presentation.print_model(report)
+    else:
+        presentation.show_report(presentation.for_people(), report, market.settings.market_table)
+
+
+@with_correction_flags
+def preview(*, chosen: Chosen, as_json: AsJson = False) -> None:
+    """Say what a correction would do; change nothing."""
+    options = correction_options(load_settings(), chosen)
+    with _open_market("preview") as market:
+        found = preview_correction(market.connection, market.tables, market.settings, options)
+    if as_json:
+        presentation.print_model(found)
+    else:
+        presentation.show_preview(presentation.for_people(), found)
+
+
+def validate(as_json: AsJson = False) -> None:
+    """Check the thresholds; exit status 5 when one is not met."""
+    with _open_market("validate") as market:
+        found = validate_rows(market.connection, market.tables, market.settings)
+    if as_json:
+        presentation.print_model(found)
+    else:
+        presentation.show_validation(presentation.for_people(), found)
+    if not found.passed:
+        raise typer.Exit(THRESHOLDS_NOT_MET)
+
+
+def status(
+    correction_id: Annotated[
+        str | None,
+        typer.Argument(help="Show this operation; without it, what is going on.", metavar="ID"),
+    ] = None,
+    include_all: Annotated[
+        bool, typer.Option("--include-all", help="Also dry runs, failures, runs without changes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the active operation and the recent ones, or one."""
+    settings = load_settings()
+    with (
+        open_database(settings) as dsn,
+        connect(dsn, settings, purpose="status") as connection,
+    ):
+        schema.require_schema(connection)
+        if correction_id is not None:
+            operation = get_operation(connection, settings, correction_id)
+            _print_operation(operation, as_json=as_json)
+            return
+        found = operation_status(connection, settings, include_all=include_all)
+    if as_json:
+        presentation.print_model(found)
+    else:
+        presentation.show_status(presentation.for_people(), found)
+
+
+@with_correction_flags
+def execute(
+    *,
+    chosen: Chosen,
+    reason: Annotated[
+        str | None, typer.Option(help="Why it is done, for the audit.", show_default=False)
+    ] = None,
+    ticket: Annotated[
+        str | None, typer.Option(help="The ticket that asks for it.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Correct the rows through Dagster's correction_job; the run stands in the UI.
+
+    Ctrl-C stops it between two batches: what is committed stays, nothing is half done.
+    """
+    settings = load_settings()
+    options = correction_options(settings, chosen)
+    with open_database(settings) as dsn:
+        if settings.database_url is None:
+            schema.upgrade(dsn, settings)
+        _refuse_what_cannot_run(dsn, settings, options)
+        # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
+        from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
+
+        run = run_correction(
+            dsn, settings, options, reason=reason, ticket=ticket, console=presentation.aside()
+        )
+        if run.operation is None:
+            # Somebody else may have been quicker between our look and the run's claim.
+            _refuse_what_cannot_run(dsn, settings, options)
+    _end(run, as_json=as_json)
+
+
+def _refuse_what_cannot_run(dsn: str, settings: Settings, options: CorrectionOptions) -> None:
+    with connect(dsn, settings, purpose="execute") as connection:
+        schema.require_schema(connection)
+        inspect_market_tables(connection, settings, for_writing=not options.dry_run)
+        refuse_while_active(connection, settings)
+
+
+def _end(run: "CorrectionRun", *, as_json: bool) -> None:
+    """Print the operation and what else is to be said; raise what the exit status needs."""
+    operation = run.operation
+    if operation is not None:
+        _print_operation(operation, as_json=as_json)
+    if run.cancelled:
+        presentation.aside().print(_stopped(run), style="yellow", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+    if run.succeeded:
+        return
+    message = f"Dagster run {run.run_id} failed: {run.failure}"
+    if operation is None:
+        raise CorrectionFailedError(message)
+    presentation.show_error(message)
+    raise typer.Exit(FAILED)
+
+
+def _stopped(run: "CorrectionRun") -> str:
+    operation = run.operation
+    if operation is None or not operation.records_planned:
+        return "Stopped before any row was changed. `assetclass execute` starts again."
+    return (
+        f"Stopped between two batches: {operation.records_corrected:,} of "
+        f"{operation.records_planned:,} rows are corrected and stay so. `assetclass execute` "
+        f"corrects the rest as a new operation; re-executing run {run.run_id} in the UI goes on "
+        "with this one."
+    )
+
+
+def _print_operation(operation: Operation, *, as_json: bool) -> None:
+    if as_json:
+        presentation.print_model(operation)
+    else:
+        presentation.show_operation(presentation.for_people(), operation)

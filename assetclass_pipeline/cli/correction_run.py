@@ -1,0 +1,170 @@
+"""One run of Dagster's `correction_job` in this process, for `execute` and `demo`.
+
+Belongs here: creating the run so that the UI knows it, executing it, and what came out. Does not:
+what the job does, and how its outcome is shown.
+"""
+
+import getpass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
+from dagster._core.events import DagsterEvent
+from dagster._core.execution.api import execute_run
+from dagster._core.utils import make_new_run_id
+from dagster_shared.error import SerializableErrorInfo
+from rich.console import Console
+
+from assetclass_pipeline.cli.progress import live_progress
+from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.defs.instance import open_instance, process_tags, remote_job_origin
+from assetclass_pipeline.engine.operations import get_operation
+from assetclass_pipeline.errors import OperationNotFoundError
+from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.settings import Settings
+
+_JOB = "correction_job"
+_DEFINITIONS = "assetclass_pipeline.definitions"
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """One asset check as the run evaluated it."""
+
+    asset: str
+    name: str
+    passed: bool
+    severity: str
+    description: str
+
+
+@dataclass(frozen=True)
+class CorrectionRun:
+    """What a run came to; `operation` is None when it failed before it claimed one."""
+
+    run_id: str
+    succeeded: bool
+    cancelled: bool
+    failure: str | None
+    operation: Operation | None
+    checks: list[CheckOutcome]
+
+
+def run_correction(
+    dsn: str,
+    settings: Settings,
+    options: CorrectionOptions,
+    *,
+    reason: str | None = None,
+    ticket: str | None = None,
+    console: Console,
+) -> CorrectionRun:
+    """Run the job over all rows and show its progress on `console` until it has ended.
+
+    Ctrl-C and SIGTERM end the run between two batches. Raises DatabaseUnavailableError.
+    """
+    with open_instance(settings, dsn) as instance:
+        job = _correction_job()
+        run = _create_run(instance, job, _run_config(options, reason=reason, ticket=ticket))
+        with live_progress(dsn, settings, run.run_id, console):
+            result = _execute(instance, job, run)
+        ended = instance.get_run_by_id(run.run_id)
+    return CorrectionRun(
+        run_id=run.run_id,
+        succeeded=result is not None and result.success,
+        cancelled=ended is not None and ended.status is dg.DagsterRunStatus.CANCELED,
+        failure=None if result is None or result.success else _failure(result.all_events),
+        operation=_operation(dsn, settings, run.run_id),
+        checks=[] if result is None else _checks(result),
+    )
+
+
+def _correction_job() -> ReconstructableJob:
+    # Named rather than passed on: steps that the executor starts in other processes find it again.
+    return ReconstructableRepository.for_module(_DEFINITIONS, "defs").get_reconstructable_job(_JOB)
+
+
+def _run_config(
+    options: CorrectionOptions, *, reason: str | None, ticket: str | None
+) -> Mapping[str, object]:
+    values = options.model_dump(mode="json", exclude_none=True)
+    values |= {name: value for name, value in (("reason", reason), ("ticket", ticket)) if value}
+    return {
+        "resources": {"correction_options": {"config": values}},
+        # The run's log is in the UI; on the terminal it would tear the progress bar.
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+    }
+
+
+def _create_run(
+    instance: dg.DagsterInstance, job: ReconstructableJob, run_config: Mapping[str, object]
+) -> dg.DagsterRun:
+    run_id = make_new_run_id()
+    return instance.create_run_for_job(
+        job.get_definition(),
+        run_id=run_id,
+        run_config=run_config,
+        tags={"user": _user(), **process_tags(run_id)},
+        remote_job_origin=remote_job_origin(_JOB),
+        job_code_origin=job.get_python_origin(),
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "cli"
+
+
+def _execute(
+    instance: dg.DagsterInstance, job: ReconstructableJob, run: dg.DagsterRun
+) -> dg.JobExecutionResult | None:
+    """The result; None when a signal came before Dagster listened to it."""
+    try:
+        return execute_run(job, run, instance)
+    except KeyboardInterrupt:
+        ended = instance.get_run_by_id(run.run_id)
+        if ended is not None and not ended.is_finished:
+            instance.report_run_canceled(run)
+        return None
+
+
+def _operation(dsn: str, settings: Settings, correction_id: str) -> Operation | None:
+    with connect(dsn, settings, purpose="execute") as connection:
+        try:
+            return get_operation(connection, settings, correction_id)
+        except OperationNotFoundError:
+            return None
+
+
+def _failure(events: Sequence[DagsterEvent]) -> str:
+    """The innermost reason of the first step that failed."""
+    for event in events:
+        if event.is_step_failure and event.step_failure_data.error is not None:
+            return _innermost(event.step_failure_data.error)
+    failed = [event.message for event in events if event.is_failure and event.message]
+    return failed[0] if failed else "the run ended without a reason"
+
+
+def _innermost(error: SerializableErrorInfo) -> str:
+    while error.cause is not None:
+        error = error.cause
+    # "package.module.SomeError: sentence" says to people what the sentence says.
+    kind, _, said = error.message.strip().partition(": ")
+    return said if said and " " not in kind else error.message.strip()
+
+
+def _checks(result: dg.JobExecutionResult) -> list[CheckOutcome]:
+    return [
+        CheckOutcome(
+            asset=evaluation.asset_key.to_user_string(),
+            name=evaluation.check_name,
+            passed=evaluation.passed,
+            severity=evaluation.severity.value,
+            description=evaluation.description or "",
+        )
+        for evaluation in result.get_asset_check_evaluations()
+    ]

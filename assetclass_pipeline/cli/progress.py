@@ -1,0 +1,143 @@
+"""Progress of a correction that runs in this process, as a bar or as lines.
+
+Belongs here: watching the operation on a connection of its own. Does not: running it.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from assetclass_pipeline.cli.presentation import count, duration
+from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.engine.operations import get_operation
+from assetclass_pipeline.errors import AssetClassError
+from assetclass_pipeline.model.operation import Operation, Phase
+from assetclass_pipeline.settings import Settings
+
+_INTERVAL = 0.5
+_BETWEEN_LINES = 10.0
+_WORDS = {
+    Phase.STARTING: "starting",
+    Phase.ANALYSING: "measuring the damage",
+    Phase.PLANNING: "planning, backing up",
+    Phase.PLANNED: "plan is ready",
+    Phase.CORRECTING: "correcting",
+    Phase.SWEEPING: "sweeping up moved rows",
+    Phase.VERIFYING: "proving the result",
+    Phase.DONE: "writing the report",
+}
+
+
+@contextmanager
+def live_progress(
+    dsn: str, settings: Settings, correction_id: str, console: Console
+) -> Iterator[None]:
+    """Show how the operation gets on until the context ends: a bar, or lines without a terminal."""
+    ended = threading.Event()
+    view: _Bar | _Lines = _Bar(console) if console.is_terminal else _Lines(console)
+    watcher = threading.Thread(
+        target=_watch,
+        args=(dsn, settings, correction_id, view, ended),
+        name="progress",
+        daemon=True,
+    )
+    with view:
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join(timeout=10)
+
+
+def _watch(
+    dsn: str,
+    settings: Settings,
+    correction_id: str,
+    view: "_Bar | _Lines",
+    ended: threading.Event,
+) -> None:
+    connection = None
+    while not ended.wait(_INTERVAL):
+        # No operation yet, or the server is away for a moment: the run itself tells what is wrong.
+        with suppress(AssetClassError, psycopg.Error):
+            if connection is None or connection.closed:
+                connection = connect(dsn, settings, purpose="progress")
+            view.show(get_operation(connection, settings, correction_id))
+    if connection is not None:
+        connection.close()
+
+
+def _doing(operation: Operation) -> str:
+    return _WORDS.get(operation.phase, str(operation.phase))
+
+
+def _figures(operation: Operation) -> str:
+    """Rows, speed and time to the end, as far as they are known."""
+    if not operation.records_planned:
+        return ""
+    parts = [f"{count(operation.records_corrected)} of {count(operation.records_planned)} rows"]
+    if operation.records_per_second:
+        parts.append(f"{count(round(operation.records_per_second))} rows/s")
+    if operation.eta_seconds is not None:
+        parts.append(f"ETA {duration(operation.eta_seconds.high)}")
+    return ", ".join(parts)
+
+
+class _Bar:
+    """A bar that a terminal redraws and that vanishes at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID = self._progress.add_task("starting Dagster", total=None, figures="")
+
+    def __enter__(self) -> None:
+        self._progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, operation: Operation) -> None:
+        known = bool(operation.records_planned)
+        self._progress.update(
+            self._task,
+            description=_doing(operation),
+            total=100 if known else None,
+            completed=operation.progress_percent,
+            figures=_figures(operation),
+        )
+
+
+class _Lines:
+    """A line at each new phase and every ten seconds, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._phase: Phase | None = None
+        self._printed = 0.0
+
+    def __enter__(self) -> None:
+        self._console.print("starting Dagster")
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, operation: Operation) -> None:
+        now = time.monotonic()
+        if operation.phase is self._phase and now - self._printed < _BETWEEN_LINES:
+            return
+        self._phase, self._printed = operation.phase, now
+        figures = _figures(operation)
+        self._console.print(f"{_doing(operation)}{': ' if figures else ''}{figures}")
