@@ -34,6 +34,7 @@ from assetclass_pipeline.cli.supervisor import (
     Supervisor,
     python_module,
 )
+from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import open_database
 from assetclass_pipeline.defs.dagster_home import (
     LOCATION_NAME,
@@ -129,6 +130,9 @@ def _prepared(
         data_url = stack.enter_context(open_database(settings))
         stack.enter_context(_guard(settings, mark, directory))
         signals.check()
+        if settings.database_url is None:
+            # The embedded database is ours alone; in anyone else's, `db upgrade` is a decision.
+            schema.upgrade(data_url, settings)
         prepare_instance(settings, data_url)
         environment = dagster_home_environment(settings, data_url) | _search_path(directory)
         report("Checking the definitions ...")

@@ -11,9 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psycopg
-from psycopg import Connection, Cursor, errors, sql
+from psycopg import Connection, Cursor, sql
 from psycopg.rows import TupleRow
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from assetclass_pipeline.database.connections import set_local, transaction
 from assetclass_pipeline.database.market_tables import MarketTables
@@ -21,27 +20,16 @@ from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.conditions import blanks_of
 from assetclass_pipeline.engine.holding import Holder, fenced
 from assetclass_pipeline.engine.plan import PlanState, Segment
+from assetclass_pipeline.engine.retry import is_transient
 from assetclass_pipeline.errors import (
     AssetClassError,
     CorrectionFailedError,
-    DatabaseUnavailableError,
 )
 from assetclass_pipeline.model.operation import SkipReason
-from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions
+from assetclass_pipeline.model.options import CorrectionOptions
 
 # Only the address may drive the join of a batch: with these off no other plan is left.
 BATCH_SETTINGS = {"enable_hashjoin": "off", "enable_mergejoin": "off"}
-_TRANSIENT = (
-    errors.DeadlockDetected,
-    errors.SerializationFailure,
-    errors.LockNotAvailable,
-    errors.QueryCanceled,
-    errors.AdminShutdown,
-    errors.CrashShutdown,
-    errors.CannotConnectNow,
-    errors.TooManyConnections,
-    DatabaseUnavailableError,
-)
 
 
 @dataclass(frozen=True)
@@ -162,10 +150,16 @@ class Worker:
                     leaf=work.leaves[batch.leaf],
                     set_updated_at=work.set_updated_at,
                 ),
-                {**values, "stale_symbols": stale},
+                {
+                    **values,
+                    "stale_symbols": stale,
+                    "read_back": work.options.validate_after_each_batch,
+                },
             ).fetchone()
-            corrected, rewritten, skipped = row or (0, 0, "{}")
+            corrected, rewritten, skipped, addresses = row or (0, 0, "{}", None)
             refuse_rewritten(work, rewritten)
+            if addresses is not None:
+                read_back(cursor, work, work.leaves[batch.leaf], addresses)
             if skipped != "{}":
                 reason = SkipReason.CLASS_CHANGED if stale else SkipReason.MOVED_OR_CHANGED
                 cursor.execute(
@@ -206,6 +200,20 @@ def refuse_rewritten(work: Work, rewritten: int) -> None:
         )
 
 
+def read_back(
+    cursor: Cursor[TupleRow], work: Work, leaf: sql.Identifier, addresses: list[str]
+) -> None:
+    """Every version that the batch wrote must still be the row's visible one.
+
+    A version never changes, so one that is gone was replaced by an AFTER trigger in this very
+    transaction. Raises CorrectionFailedError.
+    """
+    row = cursor.execute(
+        query("batch", "read_back", leaf=leaf), {"addresses": addresses}
+    ).fetchone()
+    refuse_rewritten(work, len(addresses) - (row[0] if row else 0))
+
+
 def record(
     cursor: Cursor[TupleRow],
     work: Work,
@@ -235,31 +243,6 @@ def record(
         raise fenced(work.holder.correction_id)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether trying again can help: locks, lost connections, a server that restarts."""
-    if isinstance(error, _TRANSIENT):
-        return True
-    lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return lost and getattr(error, "sqlstate", None) is None
-
-
-def retrying(options: RetryOptions, stop: threading.Event) -> Retrying:
-    """Exponential waits with jitter that end early when the operation stops."""
-
-    def sleep(seconds: float) -> None:
-        stop.wait(seconds)
-
-    return Retrying(
-        retry=retry_if_exception(lambda error: is_transient(error) and not stop.is_set()),
-        stop=stop_after_attempt(options.tries),
-        wait=wait_exponential_jitter(
-            initial=options.first_wait, max=options.longest_wait, jitter=options.first_wait
-        ),
-        sleep=sleep,
-        reraise=True,
-    )
-
-
 def explain(error: BaseException, work: Work) -> AssetClassError:
     """The typed error of whatever ended a worker, without SQL text."""
     if isinstance(error, AssetClassError):
@@ -267,7 +250,7 @@ def explain(error: BaseException, work: Work) -> AssetClassError:
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         said = error.diag.message_primary
-    tries = work.options.retry.tries
+    tries = work.holder.retry(work.options).tries
     tried = f" (tried {tries} times)" if is_transient(error) else ""
     return CorrectionFailedError(
         f"A batch on {work.tables.market_name} could not be written{tried}: {said}. Everything "
@@ -279,7 +262,7 @@ def _work(work: Work, number: int, take: Callable[[], Batch | None]) -> None:
     worker = Worker(work, number)
     try:
         while (batch := take()) is not None:
-            retrying(work.options.retry, work.holder.stop)(worker.correct, batch)
+            work.holder.retrying(work.options)(worker.correct, batch)
     except Exception as error:  # noqa: BLE001 - a thread's error must reach the one who waits
         work.holder.stop.because(explain(error, work))
     finally:

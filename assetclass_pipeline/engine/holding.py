@@ -19,10 +19,12 @@ import psycopg
 from psycopg import Connection, errors
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
+from tenacity import Retrying
 
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.operations import as_uuid
+from assetclass_pipeline.engine.retry import retrying
 from assetclass_pipeline.errors import (
     AssetClassError,
     DatabaseUnavailableError,
@@ -34,12 +36,14 @@ from assetclass_pipeline.errors import (
 )
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import ACTIVE, RESUMABLE, Kind, Phase, Status
-from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions
 from assetclass_pipeline.settings import Settings
 
 # First key of the advisory lock, so that it meets no other application's: "acls" in ASCII.
 ADVISORY_CLASS = 0x61636C73
 CONTROL_INTERVAL = 1.0
+# So many heartbeats missed, and no session holds the advisory lock: nobody needs to wait longer.
+MISSED_BEATS = 3
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,14 @@ class Holder:
         """Stop after so many seconds from now."""
         self._deadline = time.monotonic() + seconds
 
+    def retry(self, options: CorrectionOptions) -> RetryOptions:
+        """Tries and waits: the operation's own, or those of the settings."""
+        return options.retry or self.settings.retry
+
+    def retrying(self, options: CorrectionOptions) -> Retrying:
+        """Calls a function again after transient errors, until the operation stops."""
+        return retrying(self.retry(options), self.stop)
+
     def connect(self, purpose: str) -> Connection[TupleRow]:
         """A connection of this operation's."""
         return connect(self.dsn, self.settings, purpose=purpose)
@@ -176,7 +188,8 @@ class Holder:
 
     def _watching_connection(self) -> Connection[TupleRow]:
         connection = self.connect("heartbeat")
-        # Only a hint for people who look at pg_locks: the proof of life is the heartbeat.
+        # Only a hint (a pooler may leak it, an idle time-out may drop it): where it is gone and the
+        # heart has missed some beats, a dead operation is known sooner than by silence alone.
         connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (ADVISORY_CLASS, 1))
         return connection
 
@@ -302,7 +315,11 @@ def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -
     with transaction(connection, settings) as cursor:
         cursor.execute(
             query("operation", "interrupt_abandoned"),
-            {"stale_after": settings.heartbeat_stale_after},
+            {
+                "stale_after": settings.heartbeat_stale_after,
+                "missed_after": MISSED_BEATS * settings.heartbeat_interval,
+                "advisory_class": ADVISORY_CLASS,
+            },
         )
 
 

@@ -121,7 +121,7 @@ def scan_leaves(scan: PlanScan, state: PlanState) -> None:
             if _is_full(scan.options, state):
                 return
             end = min(page + PAGES_PER_CHUNK, pages)
-            _add_chunk(scan, state, leaf, page, end)
+            scan.holder.retrying(scan.options)(_add_chunk, scan, state, leaf, page, end)
 
 
 def drop_plan(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:

@@ -16,7 +16,6 @@ from assetclass_pipeline.engine.batches import (
     Work,
     record,
     refuse_rewritten,
-    retrying,
     stale_symbols,
 )
 from assetclass_pipeline.model.operation import SkipReason
@@ -62,9 +61,7 @@ def _one_pass(connection: Connection[TupleRow], work: Work, number: int) -> int:
         if not rows:
             return locked
         seqs = [row[0] for row in rows]
-        locked += retrying(work.options.retry, work.holder.stop)(
-            _sweep_batch, connection, work, number, seqs
-        )
+        locked += work.holder.retrying(work.options)(_sweep_batch, connection, work, number, seqs)
         after = seqs[-1]
 
 

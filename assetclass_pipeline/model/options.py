@@ -97,7 +97,9 @@ class CorrectionOptions(WireModel):
     timeout: ClockDuration = Field(
         timedelta(hours=2), description='longest duration, "HH:MM:SS" from 1 minute to 24 hours'
     )
-    retry: RetryOptions = Field(RetryOptions(), description="tries of a batch and their waits")
+    retry: RetryOptions | None = Field(
+        None, description="tries of a batch and their waits; unset: from the settings"
+    )
     workers: int | None = Field(
         None, ge=1, le=16, description="connections that write at once; unset: by pace"
     )

@@ -4,7 +4,8 @@
 WITH reference AS MATERIALIZED ({categories}),
 counted AS MATERIALIZED (
     SELECT width_bucket(m."timestamp", %(months)s::{timestamp_type}[]) AS month,
-           m.symbol::text AS symbol, m.asset_class::text AS asset_class, count(*) AS records
+           m.symbol::text COLLATE "C" AS symbol, m.asset_class::text COLLATE "C" AS asset_class,
+           count(*) AS records
     FROM {market} m
     WHERE {in_scope}
     GROUP BY 1, 2, 3
@@ -71,7 +72,7 @@ SELECT jsonb_build_object(
 SELECT EXISTS (
     SELECT FROM {market} m
     WHERE (m.asset_class IS NULL OR m.asset_class::text = '')
-      AND m.symbol::text IN (SELECT ticker FROM ({mapping}) mapping)
+      AND m.symbol::text COLLATE "C" IN (SELECT ticker FROM ({mapping}) mapping)
 )
 
 -- name: correctable_period
@@ -81,14 +82,14 @@ SELECT min(width_bucket(m."timestamp", %(months)s::{timestamp_type}[])),
        bool_or(m."timestamp" IS NULL)
 FROM {market} m
 WHERE (m.asset_class IS NULL OR m.asset_class::text = '')
-  AND m.symbol::text IN (SELECT ticker FROM ({mapping}) mapping)
+  AND m.symbol::text COLLATE "C" IN (SELECT ticker FROM ({mapping}) mapping)
 
 -- name: damaged_rows
 -- A few rows of one kind of damage; the scan ends at the last one.
 WITH reference AS MATERIALIZED ({categories})
 SELECT m.id, m.symbol::text AS symbol, m."timestamp"::text AS "timestamp",
        m.asset_class::text AS "assetClass", r.asset_class AS "expectedAssetClass"
-FROM {market} m LEFT JOIN reference r ON r.ticker = m.symbol::text
+FROM {market} m LEFT JOIN reference r ON r.ticker = m.symbol::text COLLATE "C"
 WHERE CASE %(kind)s::text
       WHEN 'MISSING_ASSET_CLASS'
       THEN r.category = 'mappable' AND (m.asset_class IS NULL OR m.asset_class::text = '')

@@ -15,7 +15,8 @@ WHERE NOT EXISTS (
 -- IS NOT DISTINCT FROM can use no index), so the plan cannot flip. Key, symbol, time and old value
 -- are compared because an address may hold another row by now. Locked rows are left to the sweep,
 -- so that our session never waits for a row of the application.
--- Returns: rows written as planned, rows written with another value, the seqs not written.
+-- Returns: rows written as planned, rows written with another value, the seqs not written, and
+-- where they are to be read back the addresses of the new versions.
 WITH taken AS MATERIALIZED (
     SELECT b.seq, m.ctid AS address, b.corrected_asset_class
     FROM {backup} b
@@ -33,13 +34,18 @@ WITH taken AS MATERIALIZED (
     SET asset_class = t.corrected_asset_class{set_updated_at}
     FROM taken t
     WHERE m.ctid = t.address
-    RETURNING t.seq, m.asset_class::text IS NOT DISTINCT FROM t.corrected_asset_class::text
+    RETURNING t.seq, m.ctid AS new_address, m.asset_class::text IS NOT DISTINCT FROM t.corrected_asset_class::text
                          AS as_planned
 )
 SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
        (int8multirange(int8range(%(first_seq)s, %(last_seq)s, '[]'))
-        - coalesce(range_agg(int8range(seq, seq, '[]')), '{{}}'))::text
+        - coalesce(range_agg(int8range(seq, seq, '[]')), '{{}}'))::text,
+       CASE WHEN %(read_back)s THEN coalesce(array_agg(new_address::text), '{{}}') END
 FROM changed
+
+-- name: read_back
+SELECT count(*) FROM unnest(%(addresses)s::tid[]) written (address)
+JOIN ONLY {leaf} m ON m.ctid = written.address
 
 -- name: correct_by_key
 -- The sweep: rows that moved are found again by key, through the parent, whatever leaf they are in

@@ -32,13 +32,20 @@ WHERE h.epoch <= excluded.epoch
 -- name: interrupt_abandoned
 -- An active operation whose holder has not been heard of for too long ends as interrupted.
 UPDATE assetclass.operation o
-SET status = 'interrupted', epoch = epoch + 1, finished_at = clock_timestamp(),
+SET status = 'interrupted', epoch = o.epoch + 1, finished_at = clock_timestamp(),
     error = jsonb_build_object('code', 'OPERATION_INTERRUPTED', 'message',
         'Its process was not heard of any more. Run it again to go on where it stopped.')
-WHERE o.status IN ('requested', 'running', 'paused')
-  AND coalesce((SELECT h.beat_at FROM assetclass.operation_heartbeat h
-                WHERE h.correction_id = o.correction_id), o.requested_at)
-      < clock_timestamp() - make_interval(secs => %(stale_after)s)
+FROM assetclass.operation_heartbeat h
+WHERE o.status IN ('running', 'paused') AND h.correction_id = o.correction_id
+  AND (h.beat_at < clock_timestamp() - make_interval(secs => %(stale_after)s)
+       OR (h.beat_at < clock_timestamp() - make_interval(secs => %(missed_after)s)
+           AND h.holder <> ''
+           AND NOT EXISTS (
+               SELECT FROM pg_locks l
+               WHERE l.locktype = 'advisory' AND l.granted AND l.objid = 1
+                 AND l.classid::bigint = %(advisory_class)s
+                 AND l.database = (SELECT d.oid FROM pg_database d
+                                   WHERE d.datname = current_database()))))
 RETURNING o.correction_id::text
 
 -- name: active

@@ -3,7 +3,7 @@
 -- tickers and classes are compared as text (an enum rejects ''), byte by byte.
 SELECT {columns}
 FROM {table} m
-JOIN ({mapping}) mapping ON mapping.ticker = m.symbol::text
+JOIN ({mapping}) mapping ON mapping.ticker = m.symbol::text COLLATE "C"
 WHERE {in_scope} AND {is_damaged} AND {is_targeted}
 
 -- name: planned_columns
@@ -24,7 +24,7 @@ m.asset_class::text AS asset_class, mapping.asset_class AS corrected_asset_class
 (m.asset_class::text <> '' AND m.asset_class::text COLLATE "C" <> mapping.asset_class)
 
 -- name: is_target
-m.symbol::text = ANY (%(target_symbols)s)
+m.symbol::text COLLATE "C" = ANY (%(target_symbols)s)
 
 -- name: create_table
 -- The backup table is plan, undo log and audit trail in one; `seq` numbers rows in physical order.

@@ -7,7 +7,7 @@ SELECT ticker,
             WHEN lowest = highest THEN 'mappable'
             ELSE 'ambiguous' END AS category
 FROM (SELECT ticker, min(usable) AS lowest, max(usable) AS highest
-      FROM (SELECT s.ticker::text AS ticker,
+      FROM (SELECT s.ticker::text COLLATE "C" AS ticker,
                    CASE WHEN btrim(s.asset_class::text, %(blanks)s) <> ''
                         THEN s.asset_class::text COLLATE "C" END AS usable
             FROM {symbols} s
@@ -16,15 +16,15 @@ FROM (SELECT ticker, min(usable) AS lowest, max(usable) AS highest
 
 -- name: mapping
 -- The distinct mapping: a ticker listed twice must not plan its rows twice.
-SELECT s.ticker::text AS ticker, min(s.asset_class::text COLLATE "C") AS asset_class
+SELECT s.ticker::text COLLATE "C" AS ticker, min(s.asset_class::text COLLATE "C") AS asset_class
 FROM {symbols} s
 WHERE s.ticker IS NOT NULL AND btrim(s.asset_class::text, %(blanks)s) <> ''
-GROUP BY s.ticker::text
+GROUP BY s.ticker::text COLLATE "C"
 HAVING min(s.asset_class::text COLLATE "C") = max(s.asset_class::text COLLATE "C")
 
 -- name: soundness
 WITH listed AS MATERIALIZED (
-    SELECT s.ticker::text AS ticker,
+    SELECT s.ticker::text COLLATE "C" AS ticker,
            CASE WHEN btrim(s.asset_class::text, %(blanks)s) <> ''
                 THEN s.asset_class::text COLLATE "C" END AS usable
     FROM {symbols} s
@@ -48,7 +48,7 @@ SELECT (SELECT count(*) FROM listed) AS records,
 WITH tickers AS (
     SELECT ticker, min(usable) AS lowest, max(usable) AS highest,
            array_agg(DISTINCT usable) FILTER (WHERE usable IS NOT NULL) AS classes
-    FROM (SELECT s.ticker::text AS ticker,
+    FROM (SELECT s.ticker::text COLLATE "C" AS ticker,
                  CASE WHEN btrim(s.asset_class::text, %(blanks)s) <> ''
                       THEN s.asset_class::text COLLATE "C" END AS usable
           FROM {symbols} s WHERE s.ticker IS NOT NULL) listed
