@@ -30,7 +30,7 @@ from assetclass_pipeline.engine.plan import (
 )
 from assetclass_pipeline.engine.sweeping import next_pass, sweep
 from assetclass_pipeline.model.months import TimeRange
-from assetclass_pipeline.model.operation import Operation, Phase, SkipReason, Status
+from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline.settings import Settings
@@ -189,7 +189,13 @@ def _mismatched_left(correction: Correction) -> int:
     return _count(correction, mismatched_only=True)
 
 
-def _count(correction: Correction, *, mismatched_only: bool = False) -> int:
+def _count(
+    correction: Correction,
+    *,
+    mismatched_only: bool = False,
+    not_in: PlanState | None = None,
+) -> int:
+    """Correctable rows of the operation's scope and options; with `not_in`, unplanned ones only."""
     rows = correctable_rows(
         correction.tables,
         correction.options,
@@ -197,9 +203,13 @@ def _count(correction: Correction, *, mismatched_only: bool = False) -> int:
         columns="sample_columns",
         mismatched_only=mismatched_only,
     )
+    statement = query("plan", "count_rows", correctable_rows=rows.text)
+    if not_in is not None:
+        not_planned = query("plan", "not_planned", backup=not_in.identifier)
+        statement = query("plan", "count_late", correctable_rows=rows.text, not_planned=not_planned)
     with transaction(correction.connection, correction.settings, read_only=True) as cursor:
         row = cursor.execute(
-            query("plan", "count_rows", correctable_rows=rows.text),
+            statement,
             {**rows.values, "blanks": blanks_of(correction.connection)},
         ).fetchone()
     return int(row[0]) if row else 0
@@ -224,35 +234,27 @@ def _correct(correction: Correction, state: PlanState) -> None:
 
 
 def _prove(correction: Correction, state: PlanState) -> int:
-    """Count what is still correctable; plan and correct what came late. Returns the rows left.
+    """Count what is still correctable, plan and correct what came late; returns the rows left.
 
-    Rows that were skipped with a reason may still be correctable; they are not late.
+    Rows that were skipped with a reason may still be correctable; they are not late. A limit of
+    rows leaves others on purpose.
     """
+    if correction.options.max_records_to_process is not None:
+        return 0
     for _ in range(LATE_PASSES):
         correction.enter(Phase.VERIFYING)
-        late = _late_rows(correction)
-        if not late or correction.options.max_records_to_process is not None:
-            break
+        if not _late_rows(correction, state):
+            return 0
         correction.enter(Phase.PLANNING)
-        before = state.planned
         state.scanned.clear()
         scan_leaves(correction.scan(skip_planned=True), state)
-        if state.planned == before:
-            break
         _correct(correction, state)
-    else:
-        late = _late_rows(correction)
-    return late if correction.options.max_records_to_process is None else 0
+    return _late_rows(correction, state)
 
 
-def _late_rows(correction: Correction) -> int:
-    still = correction.operation().skipped_by_reason
-    known = sum(
-        records
-        for reason, records in still.items()
-        if reason not in {SkipReason.MISMATCHED_NOT_OVERWRITTEN, SkipReason.ARRIVED_LATE}
-    )
-    return max(0, _count(correction) - known)
+def _late_rows(correction: Correction, state: PlanState) -> int:
+    """Correctable rows that no plan knows; the join is only made when there is any row at all."""
+    return _count(correction, not_in=state) if _count(correction) else 0
 
 
 def _end(correction: Correction, state: PlanState, late: int) -> None:

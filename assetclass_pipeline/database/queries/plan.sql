@@ -11,7 +11,7 @@ m.ctid AS address, m.id, m.symbol, m."timestamp", m.asset_class,
 mapping.asset_class{asset_class_cast} AS corrected_asset_class
 
 -- name: sample_columns
-m.id, m.symbol::text AS symbol, m."timestamp"::text AS "timestamp",
+m.id, m.symbol::text AS symbol, m."timestamp",
 m.asset_class::text AS asset_class, mapping.asset_class AS corrected_asset_class
 
 -- name: is_missing
@@ -59,8 +59,10 @@ WITH chosen AS (
 SELECT count(*) FROM added
 
 -- name: not_planned
--- A later pass adds only rows that no earlier pass has planned.
-WHERE NOT EXISTS (SELECT FROM {backup} b WHERE b.id = c.id AND b.source_table = %(leaf)s::oid)
+-- A later pass adds only rows that no earlier pass has planned: those have a reason already.
+WHERE NOT EXISTS (SELECT FROM {backup} b
+                  WHERE b.id = c.id AND b.symbol::text = c.symbol::text
+                    AND b."timestamp" IS NOT DISTINCT FROM c."timestamp")
 
 -- name: number_rows
 -- A btree, not BRIN: a batch reads exactly its range.
@@ -84,6 +86,10 @@ DROP TABLE IF EXISTS {backup}
 -- name: count_rows
 SELECT count(*) FROM ({correctable_rows}) correctable
 
+-- name: count_late
+SELECT count(*) FROM ({correctable_rows}) c
+{not_planned}
+
 -- name: count_changes
 SELECT symbol, asset_class, corrected_asset_class, count(*) AS records
 FROM ({correctable_rows}) correctable
@@ -91,5 +97,5 @@ GROUP BY 1, 2, 3
 ORDER BY records DESC, 1, 2
 
 -- name: sample_rows
-{correctable_rows}
-LIMIT %(most)s
+SELECT id, symbol, "timestamp"::text AS "timestamp", asset_class, corrected_asset_class
+FROM ({correctable_rows} LIMIT %(most)s) sampled
