@@ -5,7 +5,7 @@ what the job does, and how its outcome is shown.
 """
 
 import getpass
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -19,6 +19,8 @@ from rich.console import Console
 from assetclass_pipeline.cli.progress import live_progress
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.defs.instance import open_instance, process_tags, remote_job_origin
+from assetclass_pipeline.defs.resources import correction_run_config
+from assetclass_pipeline.defs.runs import REASON_TAG, TICKET_TAG, USER_TAG
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.errors import OperationNotFoundError
 from assetclass_pipeline.model.operation import Operation
@@ -67,7 +69,7 @@ def run_correction(
     """
     with open_instance(settings, dsn) as instance:
         job = _correction_job()
-        run = _create_run(instance, job, _run_config(options, reason=reason, ticket=ticket))
+        run = _create_run(instance, job, options, reason=reason, ticket=ticket)
         with live_progress(dsn, settings, run.run_id, console):
             result = _execute(instance, job, run)
         ended = instance.get_run_by_id(run.run_id)
@@ -86,27 +88,23 @@ def _correction_job() -> ReconstructableJob:
     return ReconstructableRepository.for_module(_DEFINITIONS, "defs").get_reconstructable_job(_JOB)
 
 
-def _run_config(
-    options: CorrectionOptions, *, reason: str | None, ticket: str | None
-) -> Mapping[str, object]:
-    values = options.model_dump(mode="json", exclude_none=True)
-    values |= {name: value for name, value in (("reason", reason), ("ticket", ticket)) if value}
-    return {
-        "resources": {"correction_options": {"config": values}},
-        # The run's log is in the UI; on the terminal it would tear the progress bar.
-        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-    }
-
-
 def _create_run(
-    instance: dg.DagsterInstance, job: ReconstructableJob, run_config: Mapping[str, object]
+    instance: dg.DagsterInstance,
+    job: ReconstructableJob,
+    options: CorrectionOptions,
+    *,
+    reason: str | None,
+    ticket: str | None,
 ) -> dg.DagsterRun:
     run_id = make_new_run_id()
+    tags = {USER_TAG: _user(), REASON_TAG: reason, TICKET_TAG: ticket, **process_tags(run_id)}
+    # The run's log is in the UI; on the terminal it would tear the progress bar.
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     return instance.create_run_for_job(
         job.get_definition(),
         run_id=run_id,
-        run_config=run_config,
-        tags={"user": _user(), **process_tags(run_id)},
+        run_config={**correction_run_config(options), **quiet},
+        tags={name: value for name, value in tags.items() if value},
         remote_job_origin=remote_job_origin(_JOB),
         job_code_origin=job.get_python_origin(),
     )
@@ -143,8 +141,13 @@ def _operation(dsn: str, settings: Settings, correction_id: str) -> Operation | 
 def _failure(events: Sequence[DagsterEvent]) -> str:
     """The innermost reason of the first step that failed."""
     for event in events:
-        if event.is_step_failure and event.step_failure_data.error is not None:
-            return _innermost(event.step_failure_data.error)
+        if not event.is_step_failure:
+            continue
+        said, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
+        if said is not None and said.description:
+            return said.description
+        if error is not None:
+            return _innermost(error)
     failed = [event.message for event in events if event.is_failure and event.message]
     return failed[0] if failed else "the run ended without a reason"
 

@@ -27,7 +27,7 @@ _WIDEST = 100
 _MOST_SYMBOLS = 10
 _MOST_SAMPLES = 8
 _MOST_CHANGES = 10
-_SCORES = {
+SCORE_NAMES = {
     "completeness": "completeness",
     "integrity": "integrity",
     "orphanedPercent": "orphaned",
@@ -62,15 +62,20 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
-def print_document(document: object) -> None:
+def print_document(content: object) -> None:
     """One JSON document on standard output, in ASCII so that no encoding can damage it."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
     sys.stdout.flush()
 
 
-def print_model(model: "BaseModel") -> None:
+def document(model: "BaseModel") -> object:
     """The model as the REST API shows it."""
-    print_document(model.model_dump(mode="json", by_alias=True))
+    return model.model_dump(mode="json", by_alias=True)
+
+
+def print_model(model: "BaseModel") -> None:
+    """The model as one JSON document on standard output."""
+    print_document(document(model))
 
 
 def show_error(message: str) -> None:
@@ -112,7 +117,11 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
 
 def section(title: str, *parts: RenderableType) -> RenderableType:
     """A bold line, then its parts indented, then an empty line."""
-    return Group(Text(title, "bold"), *(Padding(part, (0, 0, 0, 2)) for part in parts), Text(""))
+    return Group(
+        Text(title, "bold"),
+        *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts),
+        Text(""),
+    )
 
 
 def bullets(lines: Iterable[str | Text]) -> RenderableType:
@@ -135,7 +144,9 @@ def scores_table(report: "IntegrityReport") -> Table:
     made = table("score", "percent", "limit", "", right=("percent", "limit"))
     for name, result in report.thresholds.items():
         limit = f"{result.comparison} {result.limit:g}"
-        made.add_row(_SCORES.get(name, name), f"{result.value:.2f}", limit, verdict(result.passed))
+        made.add_row(
+            SCORE_NAMES.get(name, name), f"{result.value:.2f}", limit, verdict(result.passed)
+        )
     return made
 
 
@@ -151,7 +162,7 @@ def show_report(console: Console, report: "IntegrityReport", market: str) -> Non
         console.print(section("By asset_class", _classes_table(report)))
     damaged = [entry for entry in report.by_symbol if _is_damaged(entry)]
     if damaged:
-        console.print(section("Worst symbols", symbols_table(report, _MOST_SYMBOLS)))
+        console.print(section("Most damaged symbols", symbols_table(report, _MOST_SYMBOLS)))
     if report.issues:
         found = [
             f"{count(issue.records)} {issue.message} ({issue.code})" for issue in report.issues
@@ -222,11 +233,12 @@ def show_preview(console: Console, preview: "Preview") -> None:
 
 def show_validation(console: Console, validation: "Validation") -> None:
     """The validation for people."""
-    failed = len(validation.failed_thresholds)
     if validation.passed:
         console.print(Text("Valid: every threshold is met.", "bold green"))
     else:
-        console.print(Text(f"Not valid: {failed} of the thresholds not met.", "bold red"))
+        failed, limits = len(validation.failed_thresholds), len(validation.report.thresholds)
+        said = f"Not valid: {failed} of {limits} thresholds are not met."
+        console.print(Text(said, "bold red"))
     console.print()
     console.print(section("Scores", scores_table(validation.report)))
     if validation.errors:
@@ -245,7 +257,7 @@ def show_operation(console: Console, operation: "Operation") -> None:
         Text(f"{kind} {operation.correction_id} ", "bold") + status_text(str(operation.status))
     )
     console.print()
-    console.print(Padding(_facts(_operation_facts(operation)), (0, 0, 1, 2)))
+    console.print(Padding(_facts(_operation_facts(operation)), (0, 0, 1, 2), expand=False))
     if operation.error is not None:
         console.print(section("Error", Text(f"{operation.error.message} ({operation.error.code})")))
     if operation.changes:
