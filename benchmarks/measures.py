@@ -1,0 +1,100 @@
+"""What a benchmark found: one line of the table, and the table itself.
+
+Belongs here: judging against a limit, printing. Does not: measuring.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["yes", "NO", ""]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the table; `judged` is the number that may be at most `limit`."""
+
+    what: str
+    value: str
+    baseline: str = ""
+    ratio: float | None = None
+    judged: float | None = None
+    limit: float | None = None
+    unit: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the limit is kept; empty where there is none."""
+        if self.judged is None or self.limit is None:
+            return ""
+        return "yes" if self.judged <= self.limit else "NO"
+
+
+def limited_ratio(
+    what: str, value: float, baseline: float, limit: float | None, show: Callable[[float], str]
+) -> Measure:
+    """A measure whose ratio to its baseline is limited."""
+    ratio = value / baseline
+    judged = None if limit is None else ratio
+    return Measure(what, show(value), show(baseline), ratio, judged, limit)
+
+
+def median_seconds(action: Callable[[], object], times: int) -> float:
+    """Median wall time of `times` calls, after one that is not counted."""
+    action()
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def seconds(value: float) -> str:
+    """As a person reads a duration of seconds or minutes."""
+    return f"{value:.2f} s"
+
+
+def milliseconds(value: float) -> str:
+    """A short duration, given in seconds."""
+    return f"{value * 1000:.1f} ms"
+
+
+def megabytes(value: float) -> str:
+    """A size, given in bytes."""
+    return f"{value / 1e6:,.0f} MB"
+
+
+def table(measures: Iterable[Measure]) -> str:
+    """All measures as a Markdown table, aligned for the terminal."""
+    lines: list[tuple[str, ...]] = [("measure", "value", "baseline", "ratio", "limit", "ok?")]
+    for measure in measures:
+        ratio = "" if measure.ratio is None else f"{measure.ratio:.2f}"
+        limit = "" if measure.limit is None else f"<= {measure.limit:g}{measure.unit}"
+        lines.append((measure.what, measure.value, measure.baseline, ratio, limit, measure.verdict))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ("-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])))
+    return "\n".join(
+        "| "
+        + " | ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in lines
+    )
+
+
+class Progress:
+    """Says on standard error what goes on, with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __call__(self, text: str) -> None:
+        """Print one line."""
+        elapsed = time.perf_counter() - self._started
+        print(f"[{elapsed:6.1f} s] {text}", file=sys.stderr, flush=True)
