@@ -1,0 +1,69 @@
+"""The Dagster entry point: `build_defs(...)` and `defs`, nothing else.
+
+Building reads the environment and connects to nothing.
+"""
+
+import warnings
+from collections.abc import Mapping
+
+import dagster as dg
+
+from assetclass_pipeline.defs.assets.correction import (
+    corrected_market_data_asset,
+    market_data_backup_asset,
+)
+from assetclass_pipeline.defs.assets.quality import integrity_report_asset, quality_report_asset
+from assetclass_pipeline.defs.assets.sources import source_specs
+from assetclass_pipeline.defs.checks import reference_is_sound
+from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
+from assetclass_pipeline.defs.partitions import monthly_partitions
+from assetclass_pipeline.defs.resources import (
+    CORRECTION_OPTIONS,
+    DATABASE,
+    CorrectionOptionsResource,
+    database_resource,
+)
+from assetclass_pipeline.defs.schedules import (
+    daily_data_quality_schedule,
+    nightly_correction_schedule,
+)
+from assetclass_pipeline.settings import Settings, load_settings
+
+
+def build_defs(
+    *,
+    settings: Settings | None = None,
+    resources: Mapping[str, object] | None = None,
+    executor: dg.ExecutorDefinition | None = None,
+) -> dg.Definitions:
+    """The whole code location; `settings` default to the environment's.
+
+    `resources` replace those of the same name; `executor` runs what belongs to no job of ours,
+    such as "Materialize all". Raises InvalidSettingsError.
+    """
+    settings = settings or load_settings()
+    partitions = monthly_partitions(settings)
+    with warnings.catch_warnings():
+        # Beta in the Dagster that the lock file pins; a test launches a range as the UI does.
+        warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
+        writing = [market_data_backup_asset(partitions), corrected_market_data_asset(partitions)]
+    return dg.Definitions(
+        assets=[
+            *source_specs(settings),
+            integrity_report_asset(settings),
+            *writing,
+            quality_report_asset(settings),
+        ],
+        asset_checks=[reference_is_sound],
+        jobs=[correction_job, data_quality_job],
+        schedules=[nightly_correction_schedule(settings), daily_data_quality_schedule(settings)],
+        resources={
+            DATABASE: database_resource(settings),
+            CORRECTION_OPTIONS: CorrectionOptionsResource.with_defaults_of(settings),
+            **(resources or {}),
+        },
+        executor=executor or dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,33 @@
+"""Errors as a person in the Dagster UI reads them.
+
+Belongs here: from our typed errors and the driver's to one sentence. Does not: deciding which
+error it is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import psycopg
+
+from assetclass_pipeline.errors import AssetClassError
+
+
+@contextmanager
+def readable_failures() -> Iterator[None]:
+    """Turn an error into dg.Failure with its message; the run log gets no SQL and no password."""
+    try:
+        yield
+    except AssetClassError as error:
+        raise _failure(str(error), error.code) from None
+    except psycopg.Error as error:
+        reason = error.diag.message_primary or type(error).__name__
+        message = (
+            f"PostgreSQL refused: {reason}. Everything committed stays; mend the cause, then "
+            "re-execute this run to go on."
+        )
+        raise _failure(message, error.sqlstate or "DATABASE_ERROR") from None
+
+
+def _failure(message: str, code: str) -> dg.Failure:
+    return dg.Failure(description=message, metadata={"error_code": code}, allow_retries=False)

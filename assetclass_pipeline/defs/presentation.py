@@ -1,0 +1,181 @@
+"""Engine results as Dagster metadata: numbers that plot themselves, tables, a small curve.
+
+Belongs here: shapes of metadata. Does not: asking the engine.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+
+import dagster as dg
+
+from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.model.preview import Preview
+from assetclass_pipeline.model.quality import IntegrityReport, PartitionCount
+from assetclass_pipeline.model.reference import ReferenceReport
+
+Cell = str | int | float | bool | None
+Metadata = dict[str, dg.MetadataValue | int | float | str]
+
+MOST_ROWS = 50
+# Markdown above 1,000 characters is folded away by the UI.
+MOST_POINTS = 24
+
+
+def report_metadata(report: IntegrityReport) -> Metadata:
+    """Totals and scores as numbers; classes, worst symbols, months and thresholds as tables."""
+    return {
+        "total_records": report.total_records,
+        "missing": report.missing,
+        "correctable": report.correctable,
+        "mismatched": report.mismatched,
+        "orphaned": report.orphaned,
+        "unclassified": report.unclassified,
+        "ambiguous": report.ambiguous,
+        "completeness": round(report.completeness, 2),
+        "integrity": round(report.integrity, 2),
+        "orphaned_percent": round(report.orphaned_percent, 2),
+        "quality_score": round(report.quality_score, 2),
+        "analysis_seconds": round(report.analysis_duration_seconds, 3),
+        "thresholds": table(
+            {"threshold": name, **result.model_dump(mode="json")}
+            for name, result in report.thresholds.items()
+        ),
+        "classes": table(
+            {"asset_class": shown(count.asset_class), "records": count.records}
+            for count in report.by_asset_class
+        ),
+        "worst_symbols": table(count.model_dump(mode="json") for count in report.by_symbol),
+        "months": table(month.model_dump(mode="json") for month in _worst_months(report)),
+        "issues": table(issue.model_dump(mode="json") for issue in report.issues),
+        "next_steps": dg.MetadataValue.md(
+            "\n".join(f"- {step}" for step in report.recommendations)
+        ),
+    }
+
+
+def operation_metadata(operation: Operation) -> Metadata:
+    """What one operation did, as numbers; its id, backup table and the command to look at it."""
+    metadata: Metadata = {
+        "correction_id": operation.correction_id,
+        "records_planned_in_all": operation.records_planned or 0,
+        "records_corrected_in_all": operation.records_corrected,
+        "records_skipped_in_all": operation.records_skipped,
+        "batches": operation.batches_done,
+        "duration_seconds": round(operation.duration_seconds or 0.0, 3),
+        "look_at_it": dg.MetadataValue.path(f"assetclass status {operation.correction_id}"),
+    }
+    if operation.records_per_second:
+        metadata["records_per_second"] = round(operation.records_per_second, 1)
+    if operation.backup_table:
+        metadata["backup_table"] = dg.MetadataValue.path(operation.backup_table)
+    return metadata
+
+
+def changes_table(operation: Operation) -> dg.TableMetadataValue:
+    """Rows by symbol, old and new class, most first."""
+    return table(
+        {
+            "symbol": shown(change.symbol),
+            "from": shown(change.from_),
+            "to": shown(change.to),
+            "records": change.records,
+        }
+        for change in operation.changes
+    )
+
+
+def skipped_table(operation: Operation) -> dg.TableMetadataValue:
+    """Planned rows that were not written, by reason."""
+    return table(
+        {"reason": reason, "records": records}
+        for reason, records in sorted(operation.skipped_by_reason.items())
+    )
+
+
+def preview_metadata(preview: Preview) -> Metadata:
+    """What a dry run found: counts, the estimate, samples and risks."""
+    return {
+        "records": preview.records,
+        "batches": preview.batches,
+        "estimated_seconds_low": round(preview.estimated_seconds.low, 1),
+        "estimated_seconds_high": round(preview.estimated_seconds.high, 1),
+        "changes": table(
+            {"from": shown(change.from_), "to": change.to, "records": change.records}
+            for change in preview.changes
+        ),
+        "samples": table(
+            {
+                "id": str(sample.id),
+                "symbol": sample.symbol,
+                "timestamp": sample.timestamp,
+                "before": shown(sample.before),
+                "after": sample.after,
+            }
+            for sample in preview.samples
+        ),
+        "risks": dg.MetadataValue.md("\n".join(f"- {risk}" for risk in preview.risks) or "none"),
+    }
+
+
+def reference_metadata(report: ReferenceReport) -> Metadata:
+    """Tickers by what can be derived from them, with examples of those that cannot be trusted."""
+    return {
+        "records": report.records,
+        "tickers": report.tickers,
+        "mappable": report.mappable,
+        "ambiguous": report.ambiguous,
+        "unclassified": report.unclassified,
+        "padded": report.padded,
+        "null_tickers": report.null_tickers,
+        "empty_tickers": report.empty_tickers,
+        "classes": table(
+            {"asset_class": shown(count.asset_class), "tickers": count.records}
+            for count in report.classes
+        ),
+        "examples": table(
+            {"problem": problem, "ticker": sample.ticker, "classes": ", ".join(sample.classes)}
+            for problem, samples in sorted(report.samples.items())
+            for sample in samples
+        ),
+    }
+
+
+def table(rows: Iterable[Mapping[str, Cell]]) -> dg.TableMetadataValue:
+    """The first rows as a table; an empty one says so in words, for the UI shows nothing else."""
+    records = [dg.TableRecord(dict(row)) for row, _ in zip(rows, range(MOST_ROWS), strict=False)]
+    return dg.MetadataValue.table(records or [dg.TableRecord({"result": "none"})])
+
+
+def shown(value: str | None) -> str:
+    """A class as people can tell NULL from the empty string."""
+    if value is None:
+        return "(NULL)"
+    return value or "(empty)"
+
+
+def curve(values: Sequence[float]) -> dg.MarkdownMetadataValue:
+    """The newest scores (0..100) as a small line that reads in light and dark themes."""
+    points = list(values)[-MOST_POINTS:]
+    if len(points) <= 1:
+        return dg.MetadataValue.md("A curve is drawn from the second measurement on.")
+    low, high = min(points), max(points)
+    spread = (high - low) or 1.0
+    step = 160 / (len(points) - 1)
+    line = " ".join(
+        f"{number * step:.0f},{28 - (value - low) / spread * 24:.0f}"
+        for number, value in enumerate(points)
+    )
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="160" height="32">'
+        f'<polyline fill="none" stroke="#4F8FF7" stroke-width="2" points="{line}"/></svg>'
+    )
+    encoded = base64.b64encode(svg.encode()).decode()
+    return dg.MetadataValue.md(
+        f"![quality score]({'data:image/svg+xml;base64,' + encoded}) {low:.2f} to {high:.2f}"
+    )
+
+
+def _worst_months(report: IntegrityReport) -> list[PartitionCount]:
+    """Months with damage first, then the newest ones."""
+    by_age = sorted(report.by_partition, key=lambda month: month.partition, reverse=True)
+    return sorted(by_age, key=lambda month: month.missing + month.mismatched, reverse=True)

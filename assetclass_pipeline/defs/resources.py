@@ -1,0 +1,113 @@
+"""Resources: the database with the market tables, and the options of a correction.
+
+Belongs here: what assets, checks and schedules are given. Does not: what they do with it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import dagster as dg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from pydantic import Field
+
+from assetclass_pipeline.database.connections import connect, open_database
+from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
+from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions, parse_options
+from assetclass_pipeline.settings import Settings
+
+DATABASE = "database"
+CORRECTION_OPTIONS = "correction_options"
+
+
+@dataclass(frozen=True)
+class MarketDatabase:
+    """The way to the market tables; nothing is connected until something is asked for."""
+
+    settings: Settings
+
+    @contextmanager
+    def address(self) -> Iterator[str]:
+        """The DSN while the context lives. Raises EmbeddedServerError."""
+        with open_database(self.settings) as dsn:
+            yield dsn
+
+    @contextmanager
+    def tables(self, *, purpose: str) -> Iterator[tuple[Connection[TupleRow], MarketTables]]:
+        """A connection and the inspected market tables.
+
+        Raises DatabaseUnavailableError and MarketTablesError.
+        """
+        with self.address() as dsn, connect(dsn, self.settings, purpose=purpose) as connection:
+            yield connection, inspect_market_tables(connection, self.settings, for_writing=False)
+
+
+def database_resource(settings: Settings) -> dg.ResourceDefinition:
+    """MarketDatabase as a resource without config: a DSN must not show up in the UI."""
+    return dg.ResourceDefinition(
+        resource_fn=lambda _: MarketDatabase(settings),
+        description="PostgreSQL with the market tables, as the ASSETCLASS_* settings name it.",
+    )
+
+
+def _retry(name: str) -> Any:  # noqa: ANN401 - pydantic's field type
+    """Default and description of a retry option, so that neither is written twice."""
+    field = RetryOptions.model_fields[name]
+    return Field(default=field.default, description=field.description)
+
+
+class RetryConfig(dg.Config):
+    """How a batch that met a transient error is tried again."""
+
+    tries: int = _retry("tries")
+    first_wait: float = _retry("first_wait")
+    longest_wait: float = _retry("longest_wait")
+
+
+def _option(name: str) -> Any:  # noqa: ANN401 - pydantic's field type
+    """Default, in its JSON form, and description of an option."""
+    default = CorrectionOptions().model_dump(mode="json", by_alias=False)[name]
+    if name == "retry":
+        default = RetryConfig()
+    return Field(default=default, description=CorrectionOptions.model_fields[name].description)
+
+
+class CorrectionOptionsResource(dg.ConfigurableResource[Any]):
+    """What to correct and how: the options of a correction, as REST and CLI have them.
+
+    The launchpad checks types only; limits and contradictions are checked when the run starts.
+    """
+
+    batch_size: int = _option("batch_size")
+    pace: str = _option("pace")
+    max_records_to_process: int | None = _option("max_records_to_process")
+    create_backup: bool = _option("create_backup")
+    target_symbols: list[str] | None = _option("target_symbols")
+    only_process_null_asset_class: bool = _option("only_process_null_asset_class")
+    overwrite_existing_values: bool = _option("overwrite_existing_values")
+    validate_after_each_batch: bool = _option("validate_after_each_batch")
+    dry_run: bool = _option("dry_run")
+    timeout: str = _option("timeout")
+    retry: RetryConfig = _option("retry")
+    workers: int | None = _option("workers")
+
+    @classmethod
+    def with_defaults_of(cls, settings: Settings) -> Self:
+        """The resource whose defaults are the settings'."""
+        return cls(retry=RetryConfig(**settings.retry.model_dump()))
+
+    def options(self) -> CorrectionOptions:
+        """The options, with every limit checked.
+
+        Raises InvalidOptionsError naming each field and its limit.
+        """
+        values = {name: getattr(self, name) for name in CorrectionOptions.model_fields}
+        return parse_options(values | {"retry": self.retry.model_dump()})
+
+
+def correction_run_config(options: CorrectionOptions) -> dict[str, Any]:
+    """Run config with which a run of `correction_job` carries out `options`."""
+    config = options.model_dump(mode="json", by_alias=False, exclude_none=True)
+    return {"resources": {CORRECTION_OPTIONS: {"config": config}}}

@@ -1,0 +1,134 @@
+"""What a Dagster run means for the engine: its months, its operation, who asked for it.
+
+Belongs here: reading tags and ids of a run. Does not: the operation itself.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from assetclass_pipeline.engine.correction import CorrectionRequest
+from assetclass_pipeline.engine.operations import resume_or_new_id
+from assetclass_pipeline.model.months import EVERYTHING, Calendar, TimeRange
+from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    Materialized = dg.MaterializeResult[None]
+else:
+    # Dagster compares return annotations with the bare class, and knows no parameter of it.
+    Materialized = dg.MaterializeResult
+
+USER_TAG = "user"
+REASON_TAG = "assetclass/reason"
+TICKET_TAG = "assetclass/ticket"
+
+# A log call costs about 7 ms, and nobody reads faster.
+LOG_INTERVAL = 5.0
+
+
+@dataclass(frozen=True)
+class Months:
+    """The partition keys of a run and the rows they stand for; `asked` is False for all rows."""
+
+    keys: list[str]
+    scope: TimeRange
+    asked: bool
+
+
+def months_of(context: dg.AssetExecutionContext, settings: Settings) -> Months:
+    """The months that a run was launched for; without partition all of them, and every row."""
+    calendar = Calendar.until_now(settings.first_month)
+    if not (context.has_partition_key or context.has_partition_key_range):
+        return Months(calendar.keys, EVERYTHING, asked=False)
+    wanted = context.partition_key_range
+    scope = calendar.range_of(wanted.start, wanted.end)
+    return Months(calendar.months_in(scope), scope, asked=True)
+
+
+def request_of(
+    context: dg.AssetExecutionContext,
+    connection: Connection[TupleRow],
+    settings: Settings,
+    options: CorrectionOptions,
+) -> CorrectionRequest:
+    """The correction that this run carries out: a new one, or the one that its parent left."""
+    correction_id, retry_of = _operation_of(context.run, connection, settings)
+    tags = context.run.tags
+    return CorrectionRequest(
+        correction_id=correction_id,
+        options=options,
+        scope=months_of(context, settings).scope,
+        requested_by=_requester(tags),
+        reason=tags.get(REASON_TAG),
+        ticket=tags.get(TICKET_TAG),
+        run_id=context.run_id,
+        retry_of=retry_of,
+    )
+
+
+def corrects_next(context: dg.AssetExecutionContext) -> bool:
+    """Whether `corrected_market_data` comes in this run too, under any executor and selection."""
+    steps = context.run.step_keys_to_execute
+    if steps is not None and not context.run.tags.get("dagster/step_selection"):
+        return "corrected_market_data" in steps
+    keys = context.job_def.asset_layer.selected_asset_keys
+    return dg.AssetKey("corrected_market_data") in keys
+
+
+@dataclass
+class ProgressLog:
+    """Writes a running operation into the run's log, every few seconds and at each phase."""
+
+    log: dg.DagsterLogManager
+    _phase: str = ""
+    _written: float = field(default=float("-inf"))
+
+    def __call__(self, operation: Operation) -> None:
+        """Take a fresh state of the operation."""
+        now = time.monotonic()
+        if operation.phase == self._phase and now - self._written < LOG_INTERVAL:
+            return
+        self._phase, self._written = operation.phase, now
+        self.log.info(describe_progress(operation))
+
+
+def describe_progress(operation: Operation) -> str:
+    """One line: phase, rows, rate and what is left."""
+    parts = [f"{operation.kind} {operation.correction_id}: {operation.phase}"]
+    if operation.records_planned is not None:
+        parts.append(
+            f"{operation.records_corrected:,} of {operation.records_planned:,} rows "
+            f"({operation.progress_percent:.0f} %)"
+        )
+    if operation.records_per_second:
+        parts.append(f"{operation.records_per_second:,.0f} rows/s")
+    if operation.eta_seconds:
+        parts.append(f"{operation.eta_seconds.low:.0f} to {operation.eta_seconds.high:.0f} s left")
+    return ", ".join(parts)
+
+
+def _operation_of(
+    run: dg.DagsterRun, connection: Connection[TupleRow], settings: Settings
+) -> tuple[str, str | None]:
+    root = run.root_run_id or run.run_id
+    correction_id, retry_of = resume_or_new_id(connection, settings, root, run.run_id)
+    parent = run.parent_run_id
+    if retry_of is None or parent in {None, root} or parent is None:
+        return correction_id, retry_of
+    # The root's operation ended well; its parent is the retry that may have to go on.
+    return resume_or_new_id(connection, settings, parent, run.run_id)
+
+
+def _requester(tags: Mapping[str, str]) -> str:
+    if user := tags.get(USER_TAG):
+        return user
+    if schedule := tags.get("dagster/schedule_name"):
+        return f"schedule {schedule}"
+    return "dagster"

@@ -1,0 +1,74 @@
+"""Schedules: the nightly correction and the daily measurement.
+
+Belongs here: when a run starts and over which months. Does not: what the run does.
+"""
+
+import dagster as dg
+
+from assetclass_pipeline.database.schema import require_schema
+from assetclass_pipeline.defs.jobs import CORRECTION_JOB, DATA_QUALITY_JOB
+from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
+from assetclass_pipeline.defs.resources import MarketDatabase
+from assetclass_pipeline.engine.analysis import correctable_months
+from assetclass_pipeline.engine.operations import operation_status
+from assetclass_pipeline.model.months import Calendar
+from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.settings import Settings
+
+NIGHTLY_CORRECTION = "nightly_correction"
+DAILY_DATA_QUALITY = "daily_data_quality"
+
+
+def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Correct the damaged months when the window opens, unless an operation is active."""
+
+    @dg.schedule(
+        name=NIGHTLY_CORRECTION,
+        job_name=CORRECTION_JOB,
+        cron_schedule=f"{settings.nightly_start.minute} {settings.nightly_start.hour} * * *",
+        execution_timezone=settings.time_zone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=(
+            "Corrects the months from the first to the last with correctable rows; without any, "
+            "the current month, so that reports and checks are fresh. Skips while another "
+            "operation is active."
+        ),
+    )
+    def nightly_correction(
+        context: dg.ScheduleEvaluationContext, database: dg.ResourceParam[MarketDatabase]
+    ) -> dg.RunRequest | dg.SkipReason:
+        with database.tables(purpose="nightly schedule") as (connection, tables):
+            require_schema(connection)
+            active = operation_status(connection, settings, most=1).current_operation
+            if active is not None:
+                return dg.SkipReason(_why_not(active))
+            damaged = correctable_months(connection, tables, settings)
+        current = Calendar.until_now(settings.first_month).keys[-1]
+        first, last = damaged or (current, current)
+        return dg.RunRequest(
+            run_key=f"{context.scheduled_execution_time:%Y-%m-%dT%H:%M%z}",
+            tags={RANGE_START_TAG: first, RANGE_END_TAG: last},
+        )
+
+    return nightly_correction
+
+
+def daily_data_quality_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Measure every day when the nightly window closes."""
+    return dg.ScheduleDefinition(
+        name=DAILY_DATA_QUALITY,
+        job_name=DATA_QUALITY_JOB,
+        cron_schedule=f"{settings.nightly_end.minute} {settings.nightly_end.hour} * * *",
+        execution_timezone=settings.time_zone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Measures the data after the nightly window and checks every threshold.",
+    )
+
+
+def _why_not(active: Operation) -> str:
+    return (
+        f"{active.kind.capitalize()} {active.correction_id} is {active.status} "
+        f"({active.phase}, {active.progress_percent:.0f} %, requested by "
+        f"{active.requested_by or 'unknown'}): only one operation may be active. The next night "
+        "corrects what it leaves."
+    )
