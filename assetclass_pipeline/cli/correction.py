@@ -71,7 +71,7 @@ def analyze(as_json: AsJson = False) -> None:
 @with_correction_flags
 def preview(*, chosen: Chosen, as_json: AsJson = False) -> None:
     """Say what a correction would do; change nothing."""
-    options = correction_options(load_settings(), chosen)
+    options = correction_options(chosen)
     with _open_market("preview") as market:
         found = preview_correction(market.connection, market.tables, market.settings, options)
     if as_json:
@@ -137,7 +137,7 @@ def execute(
     Ctrl-C stops it between two batches: what is committed stays, nothing is half done.
     """
     settings = load_settings()
-    options = correction_options(settings, chosen)
+    options = correction_options(chosen)
     with open_database(settings) as dsn:
         if settings.database_url is None:
             schema.upgrade(dsn, settings)

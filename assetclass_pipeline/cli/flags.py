@@ -14,7 +14,6 @@ import typer
 
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.options import CorrectionOptions, Pace, parse_options
-from assetclass_pipeline.settings import Settings
 
 
 class _Flag(NamedTuple):
@@ -78,15 +77,14 @@ def _help(name: str) -> str:
     return f"{sentence}."
 
 
-def correction_options(settings: Settings, chosen: Chosen) -> CorrectionOptions:
-    """The options with the settings' defaults. Raises InvalidOptionsError naming flags."""
+def correction_options(chosen: Chosen) -> CorrectionOptions:
+    """The options that were chosen. Raises InvalidOptionsError naming flags and their limits."""
     if chosen.get("only_process_null_asset_class") and chosen.get("overwrite_existing_values"):
         raise InvalidOptionsError(
             "--only-missing and --overwrite-existing contradict each other: leave one of them out."
         )
-    values = {"retry": settings.retry.model_dump(), **chosen}
     by_alias = {
-        CorrectionOptions.model_fields[name].alias or name: value for name, value in values.items()
+        CorrectionOptions.model_fields[name].alias or name: value for name, value in chosen.items()
     }
     try:
         return parse_options(by_alias)

@@ -193,6 +193,6 @@ def _usage(error: typer.TyperException) -> str:
 def _unexpected(error: Exception, arguments: list[str], debug: bool) -> str:
     command = next((word for word in arguments if word in COMMANDS), "assetclass")
     # Of a database error only the first line: the following ones quote the statement.
-    said = (str(error).strip().splitlines() or ["no message"])[0]
+    said = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
     hint = "" if debug else " Run it again with --debug to see where, and report it."
     return f"`{command}` failed unexpectedly: {type(error).__name__}: {said}.{hint}"
