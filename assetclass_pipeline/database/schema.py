@@ -5,7 +5,7 @@ contain (`migrations/versions`), and the indexes on the market tables.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -130,7 +130,7 @@ def _migrating(
     connection = connect(dsn, settings, purpose=purpose)
     connection.autocommit = False
     engine = create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=NullPool)
-    with _explained(), engine.begin() as migration:
+    with closing(connection), _explained(), engine.begin() as migration:
         with connection.cursor() as cursor:
             set_local(cursor, settings, lock_timeout=_WAIT_FOR_OTHERS, search_path="pg_catalog")
             cursor.execute(query("schema", "lock_migrations"))
