@@ -140,7 +140,7 @@ class Worker:
         started = time.monotonic()
         work, values = self.work, {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
         with transaction(self.connection, work.holder.settings) as cursor:
-            stale = stale_symbols(cursor, work, values)
+            stale, has_triggers = look_ahead(cursor, work, values)
             set_local(cursor, work.holder.settings, **BATCH_SETTINGS)
             row = cursor.execute(
                 query(
@@ -153,7 +153,7 @@ class Worker:
                 {
                     **values,
                     "stale_symbols": stale,
-                    "read_back": work.options.validate_after_each_batch,
+                    "read_back": work.options.validate_after_each_batch and has_triggers,
                 },
             ).fetchone()
             corrected, rewritten, skipped, addresses = row or (0, 0, "{}", None)
@@ -178,16 +178,22 @@ class Worker:
             )
 
 
-def stale_symbols(cursor: Cursor[TupleRow], work: Work, values: dict[str, int]) -> list[str]:
-    """Symbols whose class is derived differently now than it was planned."""
+def look_ahead(
+    cursor: Cursor[TupleRow], work: Work, values: dict[str, int]
+) -> tuple[list[str], bool]:
+    """What could make a batch go wrong: (stale symbols, whether triggers may change rows again).
+
+    A symbol is stale when its class is derived differently now than it was planned.
+    """
     row = cursor.execute(
-        query("batch", "stale_symbols", backup=work.plan.identifier, symbols=work.tables.symbols),
+        query("batch", "look_ahead", backup=work.plan.identifier, symbols=work.tables.symbols),
         {
             **values,
             "blanks": blanks_of(cursor.connection),
+            "relations": [work.tables.market_oid, *work.leaves],
         },
     ).fetchone()
-    return list(row[0]) if row else []
+    return (list(row[0]), bool(row[1])) if row else ([], False)
 
 
 def refuse_rewritten(work: Work, rewritten: int) -> None:

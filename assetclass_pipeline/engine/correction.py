@@ -125,12 +125,11 @@ def correct(
     """
     with _begun(dsn, settings, request, observe, cancelled_by) as correction:
         state = _plan(correction)
+        after, late = None, 0
         if not correction.options.dry_run:
             _correct(correction, state)
-            late = _prove(correction, state)
-        else:
-            late = 0
-        _end(correction, state, late)
+            after, late = _prove(correction, state)
+        _end(correction, state, after, late)
         return correction.operation()
 
 
@@ -171,7 +170,7 @@ def _plan(correction: Correction) -> PlanState:
     if state is not None and state.complete:
         return state
     correction.enter(Phase.ANALYSING)
-    before = analyse(correction.connection, correction.tables, correction.settings, worst=10)
+    before = _analyse(correction)
     correction.holder.update(
         correction.connection,
         "set_quality_before",
@@ -233,36 +232,43 @@ def _correct(correction: Correction, state: PlanState) -> None:
     sweep(correction.connection, work, next_pass(correction.connection, work))
 
 
-def _prove(correction: Correction, state: PlanState) -> int:
-    """Count what is still correctable, plan and correct what came late; returns the rows left.
+def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, int]:
+    """A fresh scan; rows that came late are planned and corrected. Returns (scores, rows left).
 
     Rows that were skipped with a reason may still be correctable; they are not late. A limit of
     rows leaves others on purpose.
     """
-    if correction.options.max_records_to_process is not None:
-        return 0
     for _ in range(LATE_PASSES):
         correction.enter(Phase.VERIFYING)
-        if not _late_rows(correction, state):
-            return 0
+        report = _analyse(correction)
+        if not _late_rows(correction, state, report):
+            return report, 0
         correction.enter(Phase.PLANNING)
         state.scanned.clear()
         scan_leaves(correction.scan(skip_planned=True), state)
         _correct(correction, state)
-    return _late_rows(correction, state)
+    report = _analyse(correction)
+    return report, _late_rows(correction, state, report)
 
 
-def _late_rows(correction: Correction, state: PlanState) -> int:
-    """Correctable rows that no plan knows; the join is only made when there is any row at all."""
-    return _count(correction, not_in=state) if _count(correction) else 0
+def _analyse(correction: Correction) -> IntegrityReport:
+    return analyse(correction.connection, correction.tables, correction.settings, worst=10)
 
 
-def _end(correction: Correction, state: PlanState, late: int) -> None:
+def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport) -> int:
+    """Correctable rows that no plan knows, counted only where the report shows any damage left."""
+    damage = report.correctable
+    if correction.options.overwrite_existing_values:
+        damage += report.mismatched
+    if not damage or correction.options.max_records_to_process is not None:
+        return 0
+    return _count(correction, not_in=state)
+
+
+def _end(
+    correction: Correction, state: PlanState, after: IntegrityReport | None, late: int
+) -> None:
     """Summary, end and the unlogged plan's removal commit together."""
-    after = None
-    if not correction.options.dry_run:
-        correction.enter(Phase.VERIFYING)
-        after = analyse(correction.connection, correction.tables, correction.settings, worst=10)
     key = {"correction_id": correction.holder.correction_id}
     dropped = not correction.keeps_backup or not state.planned
     with transaction(correction.connection, correction.settings, statement_timeout="0") as cursor:

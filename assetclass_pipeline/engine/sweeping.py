@@ -14,9 +14,9 @@ from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.batches import (
     Batch,
     Work,
+    look_ahead,
     record,
     refuse_rewritten,
-    stale_symbols,
 )
 from assetclass_pipeline.model.operation import SkipReason
 
@@ -69,7 +69,7 @@ def _sweep_batch(connection: Connection[TupleRow], work: Work, number: int, seqs
     started = time.monotonic()
     batch = Batch(leaf=0, first_seq=seqs[0], last_seq=seqs[-1])
     with transaction(connection, work.holder.settings) as cursor:
-        stale = stale_symbols(
+        stale, _ = look_ahead(
             cursor, work, {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
         )
         values = {"seqs": seqs, "stale_symbols": stale}

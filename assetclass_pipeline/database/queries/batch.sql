@@ -1,7 +1,12 @@
--- name: stale_symbols
+-- name: look_ahead
 -- Symbols of this batch whose class symbols no longer derives as planned: their rows must not get
 -- a class that the reference does not hold any more.
-SELECT coalesce(array_agg(DISTINCT planned.symbol), '{{}}')
+-- Second column: whether a trigger of the market table could change a row again after the UPDATE;
+-- without one RETURNING has already read every version that is written.
+SELECT coalesce(array_agg(DISTINCT planned.symbol), '{{}}'),
+       EXISTS (SELECT FROM pg_trigger t
+               WHERE t.tgrelid = ANY (%(relations)s::oid[]) AND t.tgenabled <> 'D'
+                 AND (NOT t.tgisinternal OR t.tgparentid <> 0))
 FROM (SELECT DISTINCT b.symbol::text AS symbol, b.corrected_asset_class::text AS asset_class
       FROM {backup} b WHERE b.seq BETWEEN %(first_seq)s AND %(last_seq)s) planned
 WHERE NOT EXISTS (
@@ -40,7 +45,7 @@ WITH taken AS MATERIALIZED (
 SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
        (int8multirange(int8range(%(first_seq)s, %(last_seq)s, '[]'))
         - coalesce(range_agg(int8range(seq, seq, '[]')), '{{}}'))::text,
-       CASE WHEN %(read_back)s THEN coalesce(array_agg(new_address::text), '{{}}') END
+       array_agg(new_address::text) FILTER (WHERE %(read_back)s)
 FROM changed
 
 -- name: read_back
