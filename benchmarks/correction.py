@@ -71,10 +71,17 @@ def contestants() -> dict[str, CorrectionOptions]:
 
 
 def compare(
-    databases: Databases, template: str, rows: int, rounds: int, progress: Progress
+    databases: Databases,
+    template: str,
+    rows: int,
+    rounds: int,
+    progress: Progress,
+    *,
+    only_default: bool = False,
 ) -> list[Measure]:
     """Medians of `rounds` rounds; in each, every contestant gets a fresh copy of the data."""
-    runs: dict[str, list[Run]] = {BARE: [], **{name: [] for name in contestants()}}
+    engines = list(contestants())[: 1 if only_default else None]
+    runs: dict[str, list[Run]] = {name: [] for name in (BARE, *engines)}
     for number in range(1, rounds + 1):
         for name, found in _rotated(runs, number - 1).items():
             with databases.clone(template) as dsn:
@@ -86,7 +93,7 @@ def compare(
                 + (f" ({phases})" if phases else "")
             )
     _require_same_rows(runs)
-    return [measure for name in contestants() for measure in _measures(rows, name, runs)]
+    return [measure for name in engines for measure in _measures(rows, name, runs)]
 
 
 def _rotated(runs: dict[str, list[Run]], by: int) -> dict[str, list[Run]]:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+# Seconds after which no further call is timed.
+_LONGEST = 10.0
+
 Verdict = Literal["yes", "NO", ""]
 
 
@@ -43,10 +46,10 @@ def limited_ratio(
 
 
 def median_seconds(action: Callable[[], object], times: int) -> float:
-    """Median wall time of `times` calls, after one that is not counted."""
+    """Median wall time of `times` calls after one that is not counted; fewer if they are slow."""
     action()
-    taken = []
-    for _ in range(times):
+    taken: list[float] = []
+    while len(taken) < times and sum(taken) < _LONGEST:
         started = time.perf_counter()
         action()
         taken.append(time.perf_counter() - started)
