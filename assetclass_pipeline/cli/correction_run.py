@@ -5,13 +5,17 @@ what the job does, and how its outcome is shown.
 """
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.api import execute_run
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+)
 from dagster._core.utils import make_new_run_id
 from dagster_shared.error import SerializableErrorInfo
 from rich.console import Console
@@ -23,6 +27,7 @@ from assetclass_pipeline.defs.resources import correction_run_config
 from assetclass_pipeline.defs.runs import REASON_TAG, TICKET_TAG, USER_TAG
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.errors import OperationNotFoundError
+from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings
@@ -69,7 +74,8 @@ def run_correction(
     """
     with open_instance(settings, dsn) as instance:
         job = _correction_job()
-        run = _create_run(instance, job, options, reason=reason, ticket=ticket)
+        tags = {REASON_TAG: reason, TICKET_TAG: ticket, **_all_months(settings)}
+        run = _create_run(instance, job, options, tags)
         with live_progress(dsn, settings, run.run_id, console):
             result = _execute(instance, job, run)
         ended = instance.get_run_by_id(run.run_id)
@@ -88,23 +94,27 @@ def _correction_job() -> ReconstructableJob:
     return ReconstructableRepository.for_module(_DEFINITIONS, "defs").get_reconstructable_job(_JOB)
 
 
+def _all_months(settings: Settings) -> dict[str, str]:
+    # Every row, for the edge months are open; as a range, so that each month turns green in the UI.
+    keys = Calendar.until_now(settings.first_month).keys
+    return {ASSET_PARTITION_RANGE_START_TAG: keys[0], ASSET_PARTITION_RANGE_END_TAG: keys[-1]}
+
+
 def _create_run(
     instance: dg.DagsterInstance,
     job: ReconstructableJob,
     options: CorrectionOptions,
-    *,
-    reason: str | None,
-    ticket: str | None,
+    tags: Mapping[str, str | None],
 ) -> dg.DagsterRun:
     run_id = make_new_run_id()
-    tags = {USER_TAG: _user(), REASON_TAG: reason, TICKET_TAG: ticket, **process_tags(run_id)}
+    said = {name: value for name, value in tags.items() if value}
     # The run's log is in the UI; on the terminal it would tear the progress bar.
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     return instance.create_run_for_job(
         job.get_definition(),
         run_id=run_id,
         run_config={**correction_run_config(options), **quiet},
-        tags={name: value for name, value in tags.items() if value},
+        tags={USER_TAG: _user(), **said, **process_tags(run_id)},
         remote_job_origin=remote_job_origin(_JOB),
         job_code_origin=job.get_python_origin(),
     )
