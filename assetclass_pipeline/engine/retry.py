@@ -40,7 +40,7 @@ def retrying(options: RetryOptions, stop: threading.Event) -> Retrying:
         retry=retry_if_exception(lambda error: is_transient(error) and not stop.is_set()),
         stop=stop_after_attempt(options.tries),
         wait=wait_exponential_jitter(
-            initial=options.first_wait, max=options.longest_wait, jitter=options.first_wait
+            multiplier=options.first_wait, max=options.longest_wait, jitter=options.first_wait
         ),
         sleep=sleep,
         reraise=True,

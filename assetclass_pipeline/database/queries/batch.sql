@@ -133,9 +133,9 @@ ORDER BY seq
 LIMIT %(most)s
 
 -- name: open_ranges
--- What the ledger lacks of seqs [1, planned]: a resume is these ranges.
+-- What the ledger lacks of seqs [1, planned]: a resume is these ranges. Nothing planned is [1, 1).
 SELECT lower(part), upper(part) - 1
-FROM unnest(int8multirange(int8range(1, %(planned)s, '[]')) - coalesce(
+FROM unnest(int8multirange(int8range(1, %(planned)s::bigint + 1)) - coalesce(
     (SELECT range_agg(int8range(first_seq, last_seq, '[]'))
      FROM assetclass.operation_batch WHERE correction_id = %(correction_id)s AND pass = 0),
     '{{}}')) part
