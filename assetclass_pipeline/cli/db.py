@@ -27,9 +27,14 @@ AsJson = Annotated[
 ]
 _GOOD = {IndexOutcome.PRESENT, IndexOutcome.CREATED, IndexOutcome.REPAIRED, IndexOutcome.COMPLETED}
 
-app = typer.Typer(
-    help="The pipeline's own schema, and indexes that it wants.", no_args_is_help=True
-)
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def _db(context: typer.Context) -> None:
+    """The pipeline's own schema, and indexes that it wants on the market tables."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()

@@ -217,7 +217,7 @@ def _refusal(said: str, parameters: Mapping[str, str | int]) -> str:
     first_line = next((line for line in said.splitlines() if line.strip()), "no reason given")
     reason = re.sub(r"^connection (?:failed|is bad): ", "", first_line.strip()).rstrip(".")
     if password:
-        reason = reason.replace(password, "********")
+        reason = re.sub(rf"(?<!\w){re.escape(password)}(?!\w)", "********", reason)
     step = next(
         (step for words, step in _NEXT_STEPS if re.search(words, said, re.IGNORECASE)), _CHECK_URL
     )

@@ -88,6 +88,11 @@ def test_server_down() -> None:
     assert "secret" not in said
 
 
+def test_short_password_does_not_garble_the_reason() -> None:
+    said = refusal("postgresql://u:p@127.0.0.1:1/db")
+    assert "port 1 failed: Connection refused" in said
+
+
 def test_server_that_never_answers() -> None:
     # connect_timeout counts whole seconds, and libpq takes no less than two.
     impatient = Settings(session=SessionLimits(connect_timeout=1))

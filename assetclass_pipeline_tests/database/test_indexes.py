@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -69,28 +68,6 @@ def break_index(database_url: str, statement: str) -> None:
         builder.execute("SET lock_timeout = '50ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             builder.execute(statement)
-
-
-@contextmanager
-def writer_at_work(database_url: str) -> Iterator[list[float]]:
-    """Inserts all the time; yields the seconds that each took."""
-    took: list[float] = []
-    done = threading.Event()
-
-    def write() -> None:
-        with psycopg.connect(database_url, autocommit=True) as connection:
-            while not done.is_set():
-                started = time.monotonic()
-                connection.execute("INSERT INTO market_data (symbol) VALUES ('A')")
-                took.append(time.monotonic() - started)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield took
-    finally:
-        done.set()
-        thread.join()
 
 
 @pytest.mark.every_postgres
@@ -267,22 +244,37 @@ def test_partition_that_came_later_is_no_work(
     assert outcomes(ensure(database_url))[GUIDE] == "present"
 
 
-def test_writers_go_on_while_indexes_are_built(
+def test_writers_do_not_queue_behind_a_build(
     database: psycopg.Connection, database_url: str
 ) -> None:
     database.execute(f"CREATE TABLE market_data ({COLUMNS})")
-    database.execute(
-        "INSERT INTO market_data (id, symbol) SELECT n, 'S' || n FROM generate_series(1, 300000) n"
-    )
+    found: list[dict[str, str]] = []
+    build = threading.Thread(target=lambda: found.append(outcomes(ensure(database_url))))
 
-    with writer_at_work(database_url) as took:
-        started = time.monotonic()
-        ensure(database_url)
-        building = time.monotonic() - started
+    with psycopg.connect(database_url) as first:
+        first.execute("INSERT INTO market_data (symbol) VALUES ('A')")
+        build.start()
+        wait_until_the_build_waits(database)
+        # A build that is not CONCURRENT asks for a lock that nobody can pass.
+        database.execute("SET lock_timeout = '2s'")
+        database.execute("INSERT INTO market_data (symbol) VALUES ('B')")
+        assert build.is_alive()
+    build.join()
 
-    # A blocking build would hold one insert for as long as the index takes.
-    assert len(took) > 20
-    assert max(took) < building / 2
+    assert found[0][GUIDE] == "created"
+
+
+def wait_until_the_build_waits(connection: psycopg.Connection) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        waiting = connection.execute(
+            "SELECT FROM pg_stat_activity WHERE application_name = 'assetclass: db indexes'"
+            " AND wait_event_type = 'Lock' AND datname = current_database()"
+        ).fetchall()
+        if waiting:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no build waits")
 
 
 @pytest.mark.every_postgres
@@ -316,6 +308,18 @@ def test_two_at_once_share_the_work(database: psycopg.Connection, database_url: 
 
     assert sorted(result[GUIDE] for result in found) == ["created", "present"]
     assert all(valid for _, valid in indexes(database).values())
+
+
+def test_the_other_one_that_is_at_work_is_waited_for(
+    database: psycopg.Connection, database_url: str
+) -> None:
+    database.execute(f"CREATE TABLE market_data ({COLUMNS})")
+    database.execute("SELECT pg_advisory_lock(hashtextextended('assetclass indexes', 0))")
+
+    with pytest.raises(MarketTablesError, match="Another `assetclass db indexes` is at work"):
+        ensure(database_url, lock_wait=0.2)
+
+    assert indexes(database) == {}
 
 
 def test_role_that_does_not_own_the_table_is_told_what_its_owner_should_run(

@@ -373,6 +373,21 @@ def test_missing_rights_end_with_the_statements_that_give_them(
     )
 
 
+def test_rights_on_the_parent_do_not_count_for_its_partitions(
+    connection: psycopg.Connection[TupleRow], clerk: psycopg.Connection[TupleRow]
+) -> None:
+    role = sql.Identifier(clerk.info.user).as_string()
+    make(
+        connection,
+        f"{PARTITIONED} LIST (symbol)",
+        "CREATE TABLE leaf PARTITION OF market_data DEFAULT",
+        SYMBOLS,
+        f"GRANT ALL ON market_data, symbols TO {role}; GRANT ALL ON SCHEMA public TO {role}",
+        f"GRANT SELECT, UPDATE (symbol) ON leaf TO {role}",
+    )
+    assert only_problem(clerk).endswith(f'GRANT UPDATE (asset_class) ON "public"."leaf" TO {role};')
+
+
 def test_reading_asks_for_no_right_to_write(
     connection: psycopg.Connection[TupleRow], clerk: psycopg.Connection[TupleRow]
 ) -> None:
