@@ -8,19 +8,18 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from assetclass_pipeline.defs.assets.correction import (
-    corrected_market_data_asset,
-    market_data_backup_asset,
-)
+from assetclass_pipeline.defs.assets.correction import correction_assets
 from assetclass_pipeline.defs.assets.quality import integrity_report_asset, quality_report_asset
 from assetclass_pipeline.defs.assets.sources import source_specs
 from assetclass_pipeline.defs.checks import reference_is_sound
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
 from assetclass_pipeline.defs.resources import (
+    CALENDAR,
     CORRECTION_OPTIONS,
     DATABASE,
     CorrectionOptionsResource,
+    calendar_resource,
     database_resource,
 )
 from assetclass_pipeline.defs.schedules import (
@@ -34,7 +33,7 @@ def build_defs(
     *,
     settings: Settings | None = None,
     resources: Mapping[str, object] | None = None,
-    executor: dg.ExecutorDefinition | None = None,
+    executor: dg.ExecutorDefinition = dg.in_process_executor,
 ) -> dg.Definitions:
     """The whole code location; `settings` default to the environment's.
 
@@ -42,16 +41,15 @@ def build_defs(
     such as "Materialize all". Raises InvalidSettingsError.
     """
     settings = settings or load_settings()
-    partitions = monthly_partitions(settings)
     with warnings.catch_warnings():
         # Beta in the Dagster that the lock file pins; a test launches a range as the UI does.
         warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
-        writing = [market_data_backup_asset(partitions), corrected_market_data_asset(partitions)]
+        correction = correction_assets(monthly_partitions(settings))
     return dg.Definitions(
         assets=[
             *source_specs(settings),
             integrity_report_asset(settings),
-            *writing,
+            correction,
             quality_report_asset(settings),
         ],
         asset_checks=[reference_is_sound],
@@ -60,9 +58,10 @@ def build_defs(
         resources={
             DATABASE: database_resource(settings),
             CORRECTION_OPTIONS: CorrectionOptionsResource.with_defaults_of(settings),
+            CALENDAR: calendar_resource(settings),
             **(resources or {}),
         },
-        executor=executor or dg.in_process_executor,
+        executor=executor,
     )
 
 

@@ -28,13 +28,13 @@ class ThresholdCheck:
     setting: str
     meaning: str
 
-    def spec(self, asset: str, limits: Thresholds) -> dg.AssetCheckSpec:
+    def spec(self, asset: dg.AssetKey, limits: Thresholds) -> dg.AssetCheckSpec:
         """The check on `asset`, described with the limit that is really set."""
         limit = getattr(limits, self.setting)
         return dg.AssetCheckSpec(self.name, asset=asset, description=f"{self.meaning} {limit:g} %.")
 
     def result(
-        self, asset: str, report: IntegrityReport, severity: dg.AssetCheckSeverity
+        self, asset: dg.AssetKey, report: IntegrityReport, severity: dg.AssetCheckSeverity
     ) -> dg.AssetCheckResult:
         """The threshold as `report` measured it."""
         found = report.thresholds[self.threshold]
@@ -89,12 +89,12 @@ NO_ROW_LOST_OR_INVENTED = "no_row_lost_or_invented"
 REFERENCE_IS_SOUND = "reference_is_sound"
 
 
-def integrity_check_specs(asset: str, limits: Thresholds) -> list[dg.AssetCheckSpec]:
+def integrity_check_specs(asset: dg.AssetKey, limits: Thresholds) -> list[dg.AssetCheckSpec]:
     """The guide's three thresholds on `asset`."""
     return [check.spec(asset, limits) for check in GUIDE_THRESHOLDS]
 
 
-def quality_check_specs(asset: str, limits: Thresholds) -> list[dg.AssetCheckSpec]:
+def quality_check_specs(asset: dg.AssetKey, limits: Thresholds) -> list[dg.AssetCheckSpec]:
     """Every threshold of the guide, and the comparison with the report before."""
     return [
         *integrity_check_specs(asset, limits),
@@ -110,13 +110,13 @@ def quality_check_specs(asset: str, limits: Thresholds) -> list[dg.AssetCheckSpe
     ]
 
 
-def integrity_results(asset: str, report: IntegrityReport) -> list[dg.AssetCheckResult]:
+def integrity_results(asset: dg.AssetKey, report: IntegrityReport) -> list[dg.AssetCheckResult]:
     """The three thresholds as warnings: before a correction, damage is what one expects."""
     return [check.result(asset, report, WARN) for check in GUIDE_THRESHOLDS]
 
 
 def quality_results(
-    asset: str, report: IntegrityReport, previous: QualityPoint | None, limits: Thresholds
+    asset: dg.AssetKey, report: IntegrityReport, previous: QualityPoint | None, limits: Thresholds
 ) -> list[dg.AssetCheckResult]:
     """All checks of the quality report; `previous` is the report before this one."""
     return [
@@ -127,7 +127,7 @@ def quality_results(
 
 
 def _degradation(
-    asset: str, report: IntegrityReport, previous: QualityPoint | None, limits: Thresholds
+    asset: dg.AssetKey, report: IntegrityReport, previous: QualityPoint | None, limits: Thresholds
 ) -> dg.AssetCheckResult:
     before = previous.quality_score if previous else report.quality_score
     lost = before - report.quality_score
@@ -147,7 +147,7 @@ def _degradation(
     )
 
 
-def backup_check_spec(asset: str) -> dg.AssetCheckSpec:
+def backup_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     """Blocking: nothing is corrected on a backup that misses rows."""
     return dg.AssetCheckSpec(
         BACKUP_IS_COMPLETE,
@@ -157,7 +157,7 @@ def backup_check_spec(asset: str) -> dg.AssetCheckSpec:
     )
 
 
-def backup_result(asset: str, operation: Operation, found: int) -> dg.AssetCheckResult:
+def backup_result(asset: dg.AssetKey, operation: Operation, found: int) -> dg.AssetCheckResult:
     """`found` rows of the backup table against what the operation planned."""
     planned = operation.records_planned or 0
     return dg.AssetCheckResult(
@@ -170,7 +170,7 @@ def backup_result(asset: str, operation: Operation, found: int) -> dg.AssetCheck
     )
 
 
-def proof_check_spec(asset: str) -> dg.AssetCheckSpec:
+def proof_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     """The ledger's sums against the plan."""
     return dg.AssetCheckSpec(
         NO_ROW_LOST_OR_INVENTED,
@@ -179,7 +179,7 @@ def proof_check_spec(asset: str) -> dg.AssetCheckSpec:
     )
 
 
-def proof_result(asset: str, proof: Proof) -> dg.AssetCheckResult:
+def proof_result(asset: dg.AssetKey, proof: Proof) -> dg.AssetCheckResult:
     """Planned = corrected + skipped, with nothing open and nothing over."""
     return dg.AssetCheckResult(
         asset_key=asset,

@@ -15,11 +15,14 @@ from pydantic import Field
 
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
+from assetclass_pipeline.defs.runs import cover_all_months
+from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions, parse_options
 from assetclass_pipeline.settings import Settings
 
 DATABASE = "database"
 CORRECTION_OPTIONS = "correction_options"
+CALENDAR = "calendar"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,24 @@ def database_resource(settings: Settings) -> dg.ResourceDefinition:
     return dg.ResourceDefinition(
         resource_fn=lambda _: MarketDatabase(settings),
         description="PostgreSQL with the market tables, as the ASSETCLASS_* settings name it.",
+    )
+
+
+def calendar_resource(settings: Settings) -> dg.ResourceDefinition:
+    """The Calendar of this moment, for steps over months.
+
+    Before such a step starts, a run that names no partition is given all months.
+    """
+
+    def calendar_of(context: dg.InitResourceContext) -> Calendar:
+        calendar = Calendar.until_now(settings.first_month)
+        if context.run is not None and context.instance is not None:
+            cover_all_months(context.run, context.instance, calendar)
+        return calendar
+
+    return dg.ResourceDefinition(
+        resource_fn=calendar_of,
+        description="The months of market data. A run that names no partition covers all of them.",
     )
 
 

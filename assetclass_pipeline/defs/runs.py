@@ -6,15 +6,16 @@ Belongs here: reading tags and ids of a run. Does not: the operation itself.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import dagster as dg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.defs.partitions import PARTITION_TAG, RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.engine.correction import CorrectionRequest
 from assetclass_pipeline.engine.operations import resume_or_new_id
-from assetclass_pipeline.model.months import EVERYTHING, Calendar, TimeRange
+from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings
@@ -33,23 +34,20 @@ TICKET_TAG = "assetclass/ticket"
 LOG_INTERVAL = 5.0
 
 
-@dataclass(frozen=True)
-class Months:
-    """The partition keys of a run and the rows they stand for; `asked` is False for all rows."""
+def cover_all_months(run: dg.DagsterRun, instance: dg.DagsterInstance, calendar: Calendar) -> None:
+    """Make a run that names no partition one over the range of all months.
 
-    keys: list[str]
-    scope: TimeRange
-    asked: bool
-
-
-def months_of(context: dg.AssetExecutionContext, settings: Settings) -> Months:
-    """The months that a run was launched for; without partition all of them, and every row."""
-    calendar = Calendar.until_now(settings.first_month)
-    if not (context.has_partition_key or context.has_partition_key_range):
-        return Months(calendar.keys, EVERYTHING, asked=False)
-    wanted = context.partition_key_range
-    scope = calendar.range_of(wanted.start, wanted.end)
-    return Months(calendar.months_in(scope), scope, asked=True)
+    A run without partition means all rows. Dagster would then mark no month as materialised, and
+    cannot evaluate a check beside a partitioned upstream asset ("Cannot access partition_key").
+    """
+    if PARTITION_TAG in run.tags or RANGE_START_TAG in run.tags:
+        return
+    keys = calendar.keys
+    tags = {RANGE_START_TAG: keys[0], RANGE_END_TAG: keys[-1]}
+    instance.add_run_tags(run.run_id, tags)
+    # The stored run has them now; the one in this process was read before. It is shared by all
+    # steps of the process, and only its type says that its tags do not change.
+    cast("dict[str, str]", run.tags).update(tags)
 
 
 def request_of(
@@ -57,29 +55,22 @@ def request_of(
     connection: Connection[TupleRow],
     settings: Settings,
     options: CorrectionOptions,
+    calendar: Calendar,
 ) -> CorrectionRequest:
     """The correction that this run carries out: a new one, or the one that its parent left."""
+    months = context.partition_key_range
     correction_id, retry_of = _operation_of(context.run, connection, settings)
     tags = context.run.tags
     return CorrectionRequest(
         correction_id=correction_id,
         options=options,
-        scope=months_of(context, settings).scope,
+        scope=calendar.range_of(months.start, months.end),
         requested_by=_requester(tags),
         reason=tags.get(REASON_TAG),
         ticket=tags.get(TICKET_TAG),
         run_id=context.run_id,
         retry_of=retry_of,
     )
-
-
-def corrects_next(context: dg.AssetExecutionContext) -> bool:
-    """Whether `corrected_market_data` comes in this run too, under any executor and selection."""
-    steps = context.run.step_keys_to_execute
-    if steps is not None and not context.run.tags.get("dagster/step_selection"):
-        return "corrected_market_data" in steps
-    keys = context.job_def.asset_layer.selected_asset_keys
-    return dg.AssetKey("corrected_market_data") in keys
 
 
 @dataclass

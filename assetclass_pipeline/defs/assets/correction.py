@@ -1,12 +1,15 @@
-"""Assets that write: the backup table, and the corrected market data.
+"""Assets that write: the backup table and the corrected market data, in one step.
 
 Belongs here: which part of a correction a run asks the engine for, and what the UI then shows of
-it. Does not: the correction.
+it. Does not: the correction. Why one step: docs/decisions/0005-dagster-surface.md.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import dagster as dg
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.market_tables import inspect_market_tables
@@ -18,221 +21,238 @@ from assetclass_pipeline.defs.checks import (
     proof_result,
 )
 from assetclass_pipeline.defs.failures import readable_failures
+from assetclass_pipeline.defs.instance import keep_connections
 from assetclass_pipeline.defs.presentation import (
     changes_table,
     operation_metadata,
     preview_metadata,
     skipped_table,
 )
-from assetclass_pipeline.defs.resources import CorrectionOptionsResource, MarketDatabase
-from assetclass_pipeline.defs.runs import (
-    Materialized,
-    ProgressLog,
-    corrects_next,
-    months_of,
-    request_of,
+from assetclass_pipeline.defs.resources import (
+    CorrectionOptionsResource,
+    MarketDatabase,
 )
-from assetclass_pipeline.engine import correction
-from assetclass_pipeline.engine.operations import proof
+from assetclass_pipeline.defs.runs import Materialized, ProgressLog, request_of
+from assetclass_pipeline.engine.correction import CorrectionRequest, correct, plan
+from assetclass_pipeline.engine.operations import operation_status, proof
 from assetclass_pipeline.engine.planned_months import PlannedMonth, planned_months
 from assetclass_pipeline.engine.preview import preview
-from assetclass_pipeline.model.operation import Operation, Proof
+from assetclass_pipeline.errors import OperationNotFoundError
+from assetclass_pipeline.model.months import Calendar
+from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings
 
-MARKET_DATA_BACKUP = "market_data_backup"
-CORRECTED_MARKET_DATA = "corrected_market_data"
+MARKET_DATA_BACKUP = dg.AssetKey("market_data_backup")
+CORRECTED_MARKET_DATA = dg.AssetKey("corrected_market_data")
 POOL = "market_data"
 
 _TERMINATED = (dg.DagsterExecutionInterruptedError,)
 
+Event = Materialized | dg.AssetCheckResult
 
-def market_data_backup_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
-    """The asset `market_data_backup`."""
 
-    @dg.asset(
-        name=MARKET_DATA_BACKUP,
-        description=(
-            "Every row that a correction will change, with its class before and after: plan, undo "
-            "log and audit trail in one table. Materialised alone it is a plan that waits: "
-            "materialise corrected_market_data by re-executing the run. A dry run ends here."
-        ),
-        deps=["integrity_report", "symbols", "market_data"],
+def correction_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`market_data_backup` and `corrected_market_data`, together or either alone."""
+
+    @dg.multi_asset(
+        name="correction",
+        description="Plan into the backup table, correct in batches, sweep, prove.",
+        specs=[
+            _spec(
+                MARKET_DATA_BACKUP,
+                "Every row that a correction will change, with its class before and after: plan, "
+                "undo log and audit trail in one table. Materialised alone it is a plan that "
+                "waits and blocks nobody; re-executing its run with both assets carries it out.",
+                deps=["integrity_report", "symbols", "market_data"],
+            ),
+            _spec(
+                CORRECTED_MARKET_DATA,
+                "market_data with every correctable row of these months corrected, and proved by "
+                "a fresh scan. Without a partition: all rows. Alone it makes its own backup.",
+                deps=[MARKET_DATA_BACKUP],
+            ),
+        ],
+        check_specs=[
+            backup_check_spec(MARKET_DATA_BACKUP),
+            proof_check_spec(CORRECTED_MARKET_DATA),
+        ],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        output_required=False,
+        can_subset=True,
         pool=POOL,
+    )
+    def correction(
+        context: dg.AssetExecutionContext,
+        database: dg.ResourceParam[MarketDatabase],
+        correction_options: CorrectionOptionsResource,
+        calendar: dg.ResourceParam[Calendar],
+    ) -> Iterator[Event]:
+        keep_connections(context.instance)
+        with (
+            readable_failures(),
+            database.address() as dsn,
+            connect(dsn, database.settings, purpose="dagster step") as connection,
+        ):
+            options = correction_options.options()
+            step = _Step(context, database.settings, dsn, connection, options, calendar)
+            for event in step.events():
+                # Only what was selected may be yielded: a check can be deselected in the UI.
+                if not isinstance(event, dg.AssetCheckResult) or step.is_selected(event):
+                    yield event
+
+    return correction
+
+
+def _spec(key: dg.AssetKey, description: str, *, deps: list[dg.AssetKey | str]) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        key,
+        description=description,
+        deps=deps,
+        # A dry run yields nothing, so that no month turns green.
+        skippable=True,
         group_name=GROUP,
         owners=OWNERS,
         tags=TAGS,
         kinds={"postgres", "table"},
-        check_specs=[backup_check_spec(MARKET_DATA_BACKUP)],
     )
-    def market_data_backup(
-        context: dg.AssetExecutionContext,
-        database: dg.ResourceParam[MarketDatabase],
-        correction_options: CorrectionOptionsResource,
-    ) -> Iterator[Materialized]:
-        with readable_failures():
-            options = correction_options.options()
-            if options.dry_run:
-                rehearse(context, database, options)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One execution: a run's selection of the two assets, over its months."""
+
+    context: dg.AssetExecutionContext
+    settings: Settings
+    dsn: str
+    connection: Connection[TupleRow]
+    options: CorrectionOptions
+    calendar: Calendar
+
+    def is_selected(self, check: dg.AssetCheckResult) -> bool:
+        key = dg.AssetCheckKey(check.asset_key or MARKET_DATA_BACKUP, check.check_name or "")
+        return key in self.context.selected_asset_check_keys
+
+    def events(self) -> Iterator[Event]:
+        selected = self.context.selected_asset_keys
+        if not selected:
+            yield from self._check_latest()
+            return
+        request = request_of(
+            self.context, self.connection, self.settings, self.options, self.calendar
+        )
+        if self.options.dry_run:
+            self._rehearse(request)
+            return
+        if MARKET_DATA_BACKUP in selected:
+            operation = self._plan(request, park=CORRECTED_MARKET_DATA not in selected)
+            backed_up = self._backup_result(operation)
+            yield self._materialized_backup(operation)
+            yield backed_up
+            if not backed_up.passed:
+                # Parked, so that it blocks nobody; Dagster fails the step for the blocking check.
+                self._plan(request, park=True)
                 return
-            operation, months = _plan(context, database, options)
-        planned = {key: {"records_planned": month.planned} for key, month in months.items()}
-        _describe_months(context, database.settings, planned)
-        yield dg.MaterializeResult(
-            metadata=operation_metadata(operation),
-            check_results=[
-                backup_result(
-                    MARKET_DATA_BACKUP, operation, sum(month.planned for month in months.values())
-                )
-            ],
+        if CORRECTED_MARKET_DATA in selected:
+            operation = self._correct(request)
+            yield self._materialized_correction(operation)
+            yield self._proof_result(operation)
+
+    def _plan(self, request: CorrectionRequest, *, park: bool) -> Operation:
+        return plan(
+            self.dsn,
+            self.settings,
+            request,
+            park=park,
+            observe=ProgressLog(self.context.log),
+            cancelled_by=_TERMINATED,
         )
 
-    return market_data_backup
+    def _correct(self, request: CorrectionRequest) -> Operation:
+        return correct(
+            self.dsn,
+            self.settings,
+            request,
+            observe=ProgressLog(self.context.log),
+            cancelled_by=_TERMINATED,
+        )
 
+    def _materialized_backup(self, operation: Operation) -> Materialized:
+        planned = {
+            key: {"records_planned": month.planned}
+            for key, month in self._planned_months(operation).items()
+        }
+        self._describe_months(MARKET_DATA_BACKUP, planned)
+        return dg.MaterializeResult(
+            asset_key=MARKET_DATA_BACKUP, metadata=operation_metadata(operation)
+        )
 
-def corrected_market_data_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
-    """The asset `corrected_market_data`."""
-
-    @dg.asset(
-        name=CORRECTED_MARKET_DATA,
-        description=(
-            "market_data with every correctable row of these months corrected, and proved by a "
-            "fresh scan. Without a partition: all rows. Alone it makes its own plan and backup."
-        ),
-        deps=[MARKET_DATA_BACKUP],
-        partitions_def=partitions,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        output_required=False,
-        pool=POOL,
-        group_name=GROUP,
-        owners=OWNERS,
-        tags=TAGS,
-        kinds={"postgres", "table"},
-        check_specs=[proof_check_spec(CORRECTED_MARKET_DATA)],
-    )
-    def corrected_market_data(
-        context: dg.AssetExecutionContext,
-        database: dg.ResourceParam[MarketDatabase],
-        correction_options: CorrectionOptionsResource,
-    ) -> Iterator[Materialized]:
-        with readable_failures():
-            options = correction_options.options()
-            if options.dry_run:
-                rehearse(context, database, options)
-                return
-            operation, months, proved = _correct(context, database, options)
+    def _materialized_correction(self, operation: Operation) -> Materialized:
         corrected = {
             key: {
                 "records_corrected": month.planned - month.skipped,
                 "records_skipped": month.skipped,
             }
-            for key, month in months.items()
+            for key, month in self._planned_months(operation).items()
         }
-        _describe_months(context, database.settings, corrected)
-        yield dg.MaterializeResult(
+        self._describe_months(CORRECTED_MARKET_DATA, corrected)
+        return dg.MaterializeResult(
+            asset_key=CORRECTED_MARKET_DATA,
             metadata=operation_metadata(operation)
             | {"changes": changes_table(operation), "skipped": skipped_table(operation)},
-            check_results=[proof_result(CORRECTED_MARKET_DATA, proved)],
         )
 
-    return corrected_market_data
+    def _describe_months(
+        self, asset: dg.AssetKey, numbers: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Each month gets its own numbers: what a result carries is copied to all of them."""
+        nothing = dict.fromkeys(next(iter(numbers.values()), {}), 0)
+        for key in self.context.partition_keys:
+            self.context.add_asset_metadata(
+                numbers.get(key, nothing), asset_key=asset, partition_key=key
+            )
 
+    def _backup_result(self, operation: Operation) -> dg.AssetCheckResult:
+        found = sum(month.planned for month in self._planned_months(operation).values())
+        return backup_result(MARKET_DATA_BACKUP, operation, found)
 
-def rehearse(
-    context: dg.AssetExecutionContext, database: MarketDatabase, options: CorrectionOptions
-) -> None:
-    """Carry out a dry run and show it as an observation: nothing was materialised."""
-    settings = database.settings
-    with (
-        database.address() as dsn,
-        connect(dsn, settings, purpose="dry run") as connection,
-    ):
-        request = request_of(context, connection, settings, options)
-        operation = correction.correct(
-            dsn,
-            settings,
-            request,
-            observe=ProgressLog(context.log),
-            cancelled_by=_TERMINATED,
+    def _proof_result(self, operation: Operation) -> dg.AssetCheckResult:
+        proved = proof(self.connection, self.settings, operation.correction_id)
+        return proof_result(CORRECTED_MARKET_DATA, proved)
+
+    def _planned_months(self, operation: Operation) -> Mapping[str, PlannedMonth]:
+        tables = inspect_market_tables(self.connection, self.settings, for_writing=False)
+        found = planned_months(self.connection, tables, self.settings, operation.correction_id)
+        return found or {}
+
+    def _rehearse(self, request: CorrectionRequest) -> None:
+        """Carry out a dry run and show it as an observation: nothing was materialised."""
+        operation = self._correct(request)
+        tables = inspect_market_tables(self.connection, self.settings, for_writing=False)
+        found = preview(self.connection, tables, self.settings, self.options, scope=request.scope)
+        self.context.log.info(
+            "Dry run %s: %s rows would change in %s batches; nothing was changed.",
+            operation.correction_id,
+            f"{found.records:,}",
+            f"{found.batches:,}",
         )
-        tables = inspect_market_tables(connection, settings, for_writing=False)
-        found = preview(connection, tables, settings, options, scope=request.scope)
-    context.log.info(
-        "Dry run %s: %s rows would change in %s batches; nothing was changed.",
-        operation.correction_id,
-        f"{found.records:,}",
-        f"{found.batches:,}",
-    )
-    context.log_event(
-        dg.AssetObservation(
-            asset_key=context.asset_key,
-            description="Dry run: what a correction would change; nothing was changed.",
-            metadata=preview_metadata(found) | {"correction_id": operation.correction_id},
-        )
-    )
-
-
-def _plan(
-    context: dg.AssetExecutionContext, database: MarketDatabase, options: CorrectionOptions
-) -> tuple[Operation, Mapping[str, PlannedMonth]]:
-    settings = database.settings
-    with (
-        database.address() as dsn,
-        connect(dsn, settings, purpose="backup") as connection,
-    ):
-        operation = correction.plan(
-            dsn,
-            settings,
-            request_of(context, connection, settings, options),
-            park=not corrects_next(context),
-            observe=ProgressLog(context.log),
-            cancelled_by=_TERMINATED,
-        )
-        tables = inspect_market_tables(connection, settings, for_writing=False)
-        months = planned_months(connection, tables, settings, operation.correction_id)
-    return operation, months or {}
-
-
-def _correct(
-    context: dg.AssetExecutionContext, database: MarketDatabase, options: CorrectionOptions
-) -> tuple[Operation, Mapping[str, PlannedMonth], Proof]:
-    settings = database.settings
-    with (
-        database.address() as dsn,
-        connect(dsn, settings, purpose="correction") as connection,
-    ):
-        operation = correction.correct(
-            dsn,
-            settings,
-            request_of(context, connection, settings, options),
-            observe=ProgressLog(context.log),
-            cancelled_by=_TERMINATED,
-        )
-        tables = inspect_market_tables(connection, settings, for_writing=False)
-        months = planned_months(connection, tables, settings, operation.correction_id)
-        proved = proof(connection, settings, operation.correction_id)
-    return operation, months or {}, proved
-
-
-def _describe_months(
-    context: dg.AssetExecutionContext, settings: Settings, by_month: Mapping[str, Mapping[str, int]]
-) -> None:
-    """Give each month of the run its own numbers.
-
-    A run without partition stands for all months: Dagster records no partition for it, so the
-    months are materialised here, one event each.
-    """
-    months = months_of(context, settings)
-    for key in months.keys:
-        metadata = by_month.get(key, {})
-        if months.asked:
-            context.add_asset_metadata(metadata, partition_key=key)
-        else:
-            context.log_event(
-                dg.AssetMaterialization(
-                    asset_key=context.asset_key, partition=key, metadata=metadata
+        for key in self.context.selected_asset_keys:
+            self.context.log_event(
+                dg.AssetObservation(
+                    asset_key=key,
+                    description="Dry run: what a correction would change; nothing was changed.",
+                    metadata=preview_metadata(found) | {"correction_id": operation.correction_id},
                 )
             )
+
+    def _check_latest(self) -> Iterator[dg.AssetCheckResult]:
+        """Only checks were asked for: about the newest correction that changed rows."""
+        ended = operation_status(self.connection, self.settings, most=1).recent_operations
+        if not ended:
+            raise OperationNotFoundError(
+                "No correction has changed rows yet, so there is nothing to check. Materialise "
+                "corrected_market_data first."
+            )
+        if ended[0].backup_table:
+            yield self._backup_result(ended[0])
+        yield self._proof_result(ended[0])

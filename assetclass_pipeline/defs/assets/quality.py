@@ -26,8 +26,8 @@ from assetclass_pipeline.engine.analysis import (
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline.settings import Settings
 
-INTEGRITY_REPORT = "integrity_report"
-QUALITY_REPORT = "quality_report"
+INTEGRITY_REPORT = dg.AssetKey("integrity_report")
+QUALITY_REPORT = dg.AssetKey("quality_report")
 
 MOST_MEASUREMENTS = 200
 
@@ -36,7 +36,7 @@ def integrity_report_asset(settings: Settings) -> dg.AssetsDefinition:
     """The asset `integrity_report`."""
 
     @dg.asset(
-        name=INTEGRITY_REPORT,
+        key=INTEGRITY_REPORT,
         description="The damage in market_data as it stands: totals, scores, symbols, months.",
         deps=["symbols", "market_data"],
         group_name=GROUP,
@@ -48,7 +48,7 @@ def integrity_report_asset(settings: Settings) -> dg.AssetsDefinition:
     def integrity_report(
         context: dg.AssetExecutionContext, database: dg.ResourceParam[MarketDatabase]
     ) -> Materialized:
-        report, history = _measure(database, INTEGRITY_REPORT, context.run_id)
+        report, history = _measure(database, INTEGRITY_REPORT.to_user_string(), context.run_id)
         return dg.MaterializeResult(
             metadata=report_metadata(report) | {"quality_score_history": _curve(history, report)},
             check_results=integrity_results(INTEGRITY_REPORT, report),
@@ -61,7 +61,7 @@ def quality_report_asset(settings: Settings) -> dg.AssetsDefinition:
     """The asset `quality_report`."""
 
     @dg.asset(
-        name=QUALITY_REPORT,
+        key=QUALITY_REPORT,
         description="What is right and wrong after the correction, measured by a fresh scan.",
         deps=["corrected_market_data", "symbols"],
         group_name=GROUP,
@@ -73,7 +73,7 @@ def quality_report_asset(settings: Settings) -> dg.AssetsDefinition:
     def quality_report(
         context: dg.AssetExecutionContext, database: dg.ResourceParam[MarketDatabase]
     ) -> Materialized:
-        report, history = _measure(database, QUALITY_REPORT, context.run_id)
+        report, history = _measure(database, QUALITY_REPORT.to_user_string(), context.run_id)
         return dg.MaterializeResult(
             metadata=report_metadata(report) | {"quality_score_history": _curve(history, report)},
             check_results=quality_results(
