@@ -3,7 +3,7 @@
 from datetime import date, time
 from pathlib import Path
 from typing import Annotated
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -22,8 +22,13 @@ from assetclass_pipeline.model.quality import Thresholds
 
 
 def _known_zone(name: str) -> str:
-    if name not in available_timezones():
-        raise ValueError(f"{name!r} is not a time zone; write it like Europe/Istanbul or UTC")
+    # Looked up alone: the list of all zones would be read from hundreds of files, at every start.
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(
+            f"{name!r} is not a time zone; write it like Europe/Istanbul or UTC"
+        ) from None
     return name
 
 
