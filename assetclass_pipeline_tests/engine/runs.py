@@ -1,0 +1,65 @@
+"""Running the engine in tests: short calls with a market's own settings."""
+
+from typing import Any
+from uuid import uuid4
+
+from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
+from assetclass_pipeline.engine.analysis import analyse
+from assetclass_pipeline.engine.correction import CorrectionRequest, correct, plan
+from assetclass_pipeline.engine.operations import get_operation, proof
+from assetclass_pipeline.model.months import EVERYTHING, TimeRange
+from assetclass_pipeline.model.operation import Operation, Proof
+from assetclass_pipeline.model.options import CorrectionOptions, parse_options
+from assetclass_pipeline.model.quality import IntegrityReport
+from assetclass_pipeline_tests.market import Market
+
+
+def options_of(**values: Any) -> CorrectionOptions:
+    """Options as a caller writes them, small batches unless told."""
+    return parse_options({"batch_size": 10, **values})
+
+
+def request_of(
+    correction_id: str | None = None, *, scope: TimeRange = EVERYTHING, **values: Any
+) -> CorrectionRequest:
+    """A request for a correction, a new one unless `correction_id` names one."""
+    return CorrectionRequest(
+        correction_id or str(uuid4()), options_of(**values), scope, requested_by="test"
+    )
+
+
+def correct_now(
+    market: Market, request: CorrectionRequest | None = None, **values: Any
+) -> Operation:
+    """One correction to its end."""
+    return correct(market.dsn, market.settings, request or request_of(**values))
+
+
+def plan_now(market: Market, request: CorrectionRequest, *, park: bool = True) -> Operation:
+    """The plan alone."""
+    return plan(market.dsn, market.settings, request, park=park)
+
+
+def tables_of(market: Market) -> MarketTables:
+    """The market tables as the engine sees them."""
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        return inspect_market_tables(connection, market.settings, for_writing=True)
+
+
+def report_of(market: Market, **arguments: Any) -> IntegrityReport:
+    """The integrity report now."""
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        return analyse(connection, tables_of(market), market.settings, **arguments)
+
+
+def operation_of(market: Market, correction_id: str) -> Operation:
+    """One operation as it stands."""
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        return get_operation(connection, market.settings, correction_id)
+
+
+def proof_of(market: Market, correction_id: str) -> Proof:
+    """The sums of its ledger."""
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        return proof(connection, market.settings, correction_id)

@@ -1,0 +1,290 @@
+"""Any tables, any options: after a correction the tables are exactly what the oracle says.
+
+The oracle is plain Python (oracle.py); the tables are real, small, and as odd as they may be.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.model.months import Calendar, TimeRange
+from assetclass_pipeline.model.operation import Operation, Status
+from assetclass_pipeline.model.quality import IntegrityReport
+from assetclass_pipeline_tests.conftest import fresh_database
+from assetclass_pipeline_tests.engine.oracle import Ask, Listing, Oracle, moment_of
+from assetclass_pipeline_tests.engine.runs import correct_now, proof_of, report_of, request_of
+from assetclass_pipeline_tests.market import PARTITIONINGS, Bar, Market, open_market
+
+COMPOSED, COMBINING = "Caf\u00e9", "Cafe\u0301"
+TICKERS = (
+    *("AAPL", "aapl", " AAPL", "AAPL ", "MSFT", "O'Neil", 'say "x"', "back\\slash", "100%", "{x}"),
+    *(COMPOSED, COMBINING, "\u00a0", "", "\U0001f4c8", "%(blanks)s", "\u0130STANBUL", "-- x; /*"),
+)
+CLASSES = (
+    *("STOCK", "stock", "STOCK ", " STOCK", "CRYPTO", "FX'", 'FX"', COMPOSED, COMBINING),
+    *("%s", "{}", "\u00a0STOCK", "\u200bzero width is no blank"),
+)
+NO_CLASSES = (None, "", " ", "\t\n", "\u00a0", "\u3000 \u2009")
+TIMES = (
+    *(None, "-infinity", "infinity", "0044-03-15 00:00:00 BC", "0001-01-01 00:00:00"),
+    *("9999-12-31 23:59:59.999999", "12000-01-01 00:00:00", "2022-12-31 23:59:59.999999"),
+    *("2023-01-01 00:00:00", "2023-01-31 23:59:59.999999", "2023-02-01 00:00:00"),
+    *("2024-02-29 12:00:00", "2024-12-31 23:59:59.999999", "2025-01-01 00:00:00"),
+)
+NAMES = (
+    ("public", "market_data", "symbols"),
+    ("Odd Schema", 'Market "Data"', "Sym;bols {x}"),
+    ("public", "select", "Symbols"),
+)
+
+odd_text = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0\x1c\x1d\x1e\x1f"), max_size=4
+)
+tickers = st.one_of(st.sampled_from(TICKERS), st.sampled_from(TICKERS[:6]), odd_text)
+classes = st.one_of(st.sampled_from(CLASSES), st.sampled_from(CLASSES[:3]))
+values = st.one_of(classes, st.sampled_from(NO_CLASSES), st.sampled_from((None, "")), odd_text)
+listings = st.lists(
+    st.tuples(st.one_of(tickers, st.none()), st.one_of(classes, st.sampled_from(NO_CLASSES))),
+    max_size=12,
+)
+
+
+@st.composite
+def markets(draw: st.DrawFn) -> tuple[list[Listing], list[Bar]]:
+    """A reference, and rows most of whose symbols it lists."""
+    listed = draw(listings)
+    known = [ticker for ticker, _ in listed if ticker is not None] or list(TICKERS[:2])
+    bars = st.builds(
+        Bar,
+        id=st.one_of(st.none(), st.integers(1, 12), st.integers(-(2**63), 2**63 - 1)),
+        symbol=st.one_of(st.sampled_from(known), st.sampled_from(known), tickers, st.none()),
+        timestamp=st.sampled_from(TIMES),
+        asset_class=values,
+    )
+    return listed, draw(st.lists(bars, max_size=25))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Options of one example, and what they mean to the oracle."""
+
+    ask: Ask
+    scope: TimeRange
+    options: dict[str, Any]
+
+
+@st.composite
+def asks(draw: st.DrawFn) -> Asked:
+    """Options and a range of months."""
+    calendar = Calendar(datetime(2023, 1, 1).date(), datetime(2025, 1, 1).date())  # noqa: DTZ001
+    scope = TimeRange()
+    if draw(st.booleans()):
+        first = draw(st.sampled_from((0, 1, 13, 24)))
+        last = draw(st.sampled_from([n for n in (0, 1, 12, 13, 24) if n >= first]))
+        scope = calendar.range_of(calendar.keys[first], calendar.keys[last])
+    only_missing, overwrite = draw(st.sampled_from(((True, False), (False, True), (False, False))))
+    targets = draw(st.none() | st.lists(tickers.filter(bool), min_size=1, max_size=4))
+    return Asked(
+        Ask(overwrite, None if targets is None else tuple(targets), scope.start, scope.end),
+        scope,
+        {
+            "only_process_null_asset_class": only_missing,
+            "overwrite_existing_values": overwrite,
+            "target_symbols": targets,
+            "max_records_to_process": draw(st.none() | st.none() | st.integers(1, 6)),
+            "batch_size": draw(st.integers(1, 7)),
+            "workers": draw(st.integers(1, 3)),
+            "create_backup": draw(st.sampled_from((True, True, False))),
+            "dry_run": draw(st.sampled_from((False, False, False, True))),
+            "validate_after_each_batch": draw(st.booleans()),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def market(postgres_server: EmbeddedServer) -> Iterator[Market]:
+    """One database for all examples: each makes its tables anew."""
+    with fresh_database(postgres_server) as url, open_market(url) as market:
+        yield market
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    # Each example is a whole correction: shrinking one would take many minutes.
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    content=markets(),
+    asked=asks(),
+    names=st.sampled_from(NAMES),
+    partitioning=st.sampled_from(sorted(PARTITIONINGS)),
+)
+def test_correction_does_exactly_what_the_oracle_says(
+    market: Market,
+    content: tuple[list[Listing], list[Bar]],
+    asked: Asked,
+    names: tuple[str, str, str],
+    partitioning: str,
+) -> None:
+    listed, bars = content
+    schema, table, symbols = names
+    odd_market = replace(
+        market, schema=schema, table=table, symbols=symbols, key="", partitioning=partitioning
+    )
+    try:
+        odd_market.create().list_symbols(*listed).add(bars)
+        _check(odd_market, Oracle(listed), asked)
+    finally:
+        odd_market.drop()
+
+
+def _check(market: Market, oracle: Oracle, asked: Asked) -> None:
+    before, versions = _stored(market), market.versions()
+    old = list(before.values())
+    _agrees(report_of(market, worst=1000), oracle, old)
+
+    operation = correct_now(market, request_of(scope=asked.scope, **asked.options))
+
+    after = _stored(market)
+    changed = _changed(before, after)
+    correctable = [bar for bar in old if oracle.correctable(bar, asked.ask)]
+    most = asked.options["max_records_to_process"]
+    planned = min(len(correctable), most or len(correctable))
+    event(f"planned {min(planned, 3)}{'+' if planned > 3 else ''}")
+
+    # The rows: as many as may be, only correctable ones, each with its symbol's class, none other.
+    wanted = 0 if asked.options["dry_run"] else planned
+    assert len(changed) == wanted
+    assert not Counter(bar for bar, _ in changed) - Counter(correctable)
+    for bar, now in changed:
+        assert now == replace(bar, asset_class=oracle.expected(bar))
+    assert len(set(versions.items()) - set(market.versions().items())) == wanted
+    assert _times_set(market) == wanted
+
+    # What is told about them.
+    _agrees(report_of(market, worst=1000), oracle, list(after.values()))
+    _told(market, operation, planned, wanted)
+    left = sum(oracle.mismatched(bar) and oracle.in_question(bar, asked.ask) for bar in old)
+    neither = not (
+        asked.options["only_process_null_asset_class"] or asked.options["overwrite_existing_values"]
+    )
+    reasons = {"mismatched_not_overwritten": left} if neither and left else {}
+    assert operation.skipped_by_reason == reasons
+    if most is None or asked.options["dry_run"] is False:
+        told = Counter({(c.symbol, c.from_, c.to): c.records for c in operation.changes})
+        pairs = changed or [(b, replace(b, asset_class=oracle.expected(b))) for b in correctable]
+        expected = Counter((b.symbol, b.asset_class, now.asset_class) for b, now in pairs)
+        assert told == (expected if planned else Counter())
+    _kept(market, operation, asked, changed)
+
+
+def _told(market: Market, operation: Operation, planned: int, wanted: int) -> None:
+    assert operation.status is Status.SUCCEEDED
+    assert operation.progress_percent == 100
+    assert (operation.records_planned, operation.records_corrected) == (planned, wanted)
+    assert operation.batches_total is not None
+    assert operation.batches_done == (operation.batches_total if wanted else 0)
+    proof = proof_of(market, operation.correction_id)
+    done = 0 if not wanted else planned
+    assert (proof.planned, proof.corrected, proof.open) == (planned, wanted, planned - done)
+    assert proof.unaccounted == 0
+
+
+def _kept(
+    market: Market, operation: Operation, asked: Asked, changed: list[tuple[Bar, Bar]]
+) -> None:
+    """The backup table holds each changed row, before and after, and nothing else."""
+    assert market.plan_tables() == []
+    if not asked.options["create_backup"] or not changed:
+        assert operation.backup_table is None
+        assert market.backup_tables() == []
+        return
+    assert market.backup_tables() == [operation.backup_table]
+    backup = sql.Identifier(market.schema, str(operation.backup_table))
+    kept = market.rows(
+        'SELECT id, symbol, "timestamp"::text, asset_class, corrected_asset_class FROM {}', backup
+    )
+    expected = [(b.id, b.symbol, b.timestamp, b.asset_class, now.asset_class) for b, now in changed]
+    assert Counter(kept) == Counter(expected)
+    assert [s for (s,) in market.rows("SELECT seq FROM {} ORDER BY seq", backup)] == list(
+        range(1, len(kept) + 1)
+    )
+    backwards = (
+        "SELECT count(*) FROM {} a JOIN {} b ON a.source_table = b.source_table "
+        "AND a.seq < b.seq AND a.source_address >= b.source_address"
+    )
+    assert market.value(backwards, backup, backup) == 0
+
+
+def _stored(market: Market) -> dict[object, Bar]:
+    """Rows in the order of insertion: `close` numbers them, and no correction touches it."""
+    if market.value("SELECT count(*) FROM {} WHERE close = 1.5", market.market_identifier):
+        market.execute("CREATE TEMP SEQUENCE IF NOT EXISTS row_numbers")
+        market.execute(
+            "UPDATE {} SET close = 1000 + nextval('row_numbers')", market.market_identifier
+        )
+    rows = market.rows(
+        'SELECT close, id, symbol, "timestamp"::text, asset_class FROM {}',
+        market.market_identifier,
+    )
+    return {number: Bar(*rest) for number, *rest in rows}
+
+
+def _changed(before: dict[object, Bar], after: dict[object, Bar]) -> list[tuple[Bar, Bar]]:
+    assert before.keys() == after.keys()
+    return [(before[n], after[n]) for n in before if before[n] != after[n]]
+
+
+def _times_set(market: Market) -> int:
+    """Rows whose updated_at was set; nothing else in a test sets it."""
+    return int(market.value("SELECT count(updated_at) FROM {}", market.market_identifier))
+
+
+def _agrees(report: IntegrityReport, oracle: Oracle, bars: list[Bar]) -> None:
+    """Every count of the report is the oracle's."""
+    for name, expected in oracle.totals(bars).items():
+        assert getattr(report, name) == expected, name
+    assert {(c.asset_class, c.records) for c in report.by_asset_class} == set(
+        Counter(bar.asset_class for bar in bars).items()
+    )
+    by_symbol = {
+        symbol: (
+            len(group),
+            sum(map(oracle.missing, group)),
+            sum(map(oracle.mismatched, group)),
+            oracle.category(symbol),
+        )
+        for symbol in {bar.symbol for bar in bars}
+        if (group := [bar for bar in bars if bar.symbol == symbol])
+    }
+    assert by_symbol == {
+        s.symbol: (s.records, s.missing, s.mismatched, s.category.value) for s in report.by_symbol
+    }
+    assert {p.partition: (p.records, p.correctable) for p in report.by_partition} == _months(
+        oracle, bars
+    )
+
+
+def _months(oracle: Oracle, bars: list[Bar]) -> dict[str, tuple[int, int]]:
+    calendar = Calendar.until_now(datetime(2023, 1, 1).date())  # noqa: DTZ001 - naive UTC
+    groups: dict[str, list[Bar]] = {}
+    for bar in bars:
+        moment = datetime.min if bar.timestamp is None else moment_of(bar.timestamp)  # noqa: DTZ901
+        groups.setdefault(calendar.key_of(moment), []).append(bar)
+    return {
+        key: (len(group), sum(oracle.correctable(bar, Ask()) for bar in group))
+        for key, group in groups.items()
+    }

@@ -1,0 +1,235 @@
+"""Market tables for tests: builders for `symbols` and `market_data`, plain or partitioned.
+
+Belongs here: creating, filling and reading the two tables. Does not: expectations about them.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from assetclass_pipeline.database import schema
+from assetclass_pipeline.settings import SessionLimits, Settings, load_settings
+
+MarketConnection = psycopg.Connection[TupleRow]
+
+# Each entry: the PARTITION BY clause, then the partitions of `{table}`; `{part}` names its number.
+PARTITIONINGS: dict[str, tuple[LiteralString, ...]] = {
+    "plain": (),
+    "range": (
+        'PARTITION BY RANGE ("timestamp")',
+        "PARTITION OF {table} FOR VALUES FROM ('2023-01-01') TO ('2024-01-01')",
+        "PARTITION OF {table} FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')",
+        "PARTITION OF {table} DEFAULT",
+    ),
+    "list": (
+        "PARTITION BY LIST (symbol)",
+        "PARTITION OF {table} FOR VALUES IN ('AAPL', 'MSFT', NULL)",
+        "PARTITION OF {table} DEFAULT",
+    ),
+    "hash": (
+        "PARTITION BY HASH (id)",
+        "PARTITION OF {table} FOR VALUES WITH (MODULUS 3, REMAINDER 0)",
+        "PARTITION OF {table} FOR VALUES WITH (MODULUS 3, REMAINDER 1)",
+        "PARTITION OF {table} FOR VALUES WITH (MODULUS 3, REMAINDER 2)",
+    ),
+    "nested": (
+        'PARTITION BY RANGE ("timestamp")',
+        (
+            "PARTITION OF {table} FOR VALUES FROM ('2023-01-01') TO ('2025-01-01') "
+            "PARTITION BY HASH (id)"
+        ),
+        "PARTITION OF {table} DEFAULT",
+        "PARTITION OF {first} FOR VALUES WITH (MODULUS 2, REMAINDER 0)",
+        "PARTITION OF {first} FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of the market table; times are written as PostgreSQL reads them."""
+
+    id: object
+    symbol: str | None
+    timestamp: str | None = "2024-03-01 12:00:00+00"
+    asset_class: str | None = None
+
+
+@dataclass(frozen=True)
+class Market:
+    """The two tables under any names and with any types; `connection` is autocommit."""
+
+    connection: MarketConnection
+    dsn: str
+    schema: str = "public"
+    table: str = "market_data"
+    symbols: str = "symbols"
+    id_type: str = "bigint"
+    symbol_type: str = "text"
+    timestamp_type: str = "timestamptz"
+    class_type: str = "text"
+    key: LiteralString = "PRIMARY KEY (id)"
+    has_updated_at: bool = True
+    partitioning: str = "plain"
+    session: SessionLimits = field(default_factory=SessionLimits)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Settings that name these tables; short waits, so that a dead operation is noticed."""
+        return load_settings(
+            market_schema=self.schema,
+            market_table=self.table,
+            symbols_schema=self.schema,
+            symbols_table=self.symbols,
+            first_month="2023-01-01",
+            heartbeat_interval=0.5,
+            heartbeat_stale_after=2,
+            retry={"tries": 3, "first_wait": 0.05, "longest_wait": 0.2},
+            session=self.session,
+        )
+
+    @property
+    def market_identifier(self) -> sql.Identifier:
+        """Quoted name of the market table."""
+        return sql.Identifier(self.schema, self.table)
+
+    @property
+    def symbols_identifier(self) -> sql.Identifier:
+        """Quoted name of the reference table."""
+        return sql.Identifier(self.schema, self.symbols)
+
+    def create(self) -> "Market":
+        """Make both tables, empty; those of an earlier call are dropped."""
+        self.execute("CREATE SCHEMA IF NOT EXISTS {}", sql.Identifier(self.schema))
+        self.drop()
+        self.execute(
+            "CREATE TABLE {} (ticker text, asset_class text, venue text)", self.symbols_identifier
+        )
+        plain = self.partitioning == "plain"
+        columns: list[LiteralString] = ["id {id}", "symbol {symbol}", '"timestamp" {time}']
+        columns += ["close numeric DEFAULT 1.5", "asset_class {klass}"]
+        columns += ["updated_at timestamptz"] if self.has_updated_at else []
+        columns += [self.key] if self.key and plain else []
+        clause: LiteralString = "" if plain else PARTITIONINGS[self.partitioning][0]
+        statement = sql.SQL("CREATE TABLE {} (").format(self.market_identifier)
+        statement += sql.SQL(", ".join(columns)).format(
+            id=sql.SQL(self.id_type),
+            symbol=sql.SQL(self.symbol_type),
+            time=sql.SQL(self.timestamp_type),
+            klass=sql.SQL(self.class_type),
+        )
+        self.connection.execute(statement + sql.SQL(") ") + sql.SQL(clause))
+        for number, part in enumerate(PARTITIONINGS[self.partitioning][1:], start=1):
+            body = sql.SQL(part).format(table=self.market_identifier, first=self.part(1))
+            self.connection.execute(sql.SQL("CREATE TABLE {} {}").format(self.part(number), body))
+        return self
+
+    def drop(self) -> None:
+        """Drop both tables, all backups and plans, and forget all operations."""
+        backups = [sql.Identifier(self.schema, name) for name in self.backup_tables()]
+        plans = [sql.Identifier("assetclass", name) for name in self.plan_tables()]
+        for table in [self.market_identifier, self.symbols_identifier, *backups, *plans]:
+            self.execute("DROP TABLE IF EXISTS {} CASCADE", table)
+        self.execute("TRUNCATE assetclass.operation CASCADE")
+
+    def part(self, number: int) -> sql.Identifier:
+        """Name of one partition."""
+        return sql.Identifier(self.schema, f"{self.table}_part_{number}")
+
+    def list_symbols(self, *rows: tuple[str | None, str | None]) -> "Market":
+        """Add (ticker, asset_class) rows to the reference; the n-th is of venue n."""
+        statement = sql.SQL("INSERT INTO {} (ticker, asset_class, venue) VALUES (%s, %s, %s)")
+        with self.connection.cursor() as cursor:
+            cursor.executemany(
+                statement.format(self.symbols_identifier),
+                [(*row, f"venue {number}") for number, row in enumerate(rows)],
+            )
+        return self
+
+    def add(self, bars: Iterable[Bar]) -> "Market":
+        """Add rows to the market table."""
+        with self.connection.cursor() as cursor:
+            cursor.executemany(
+                sql.SQL(
+                    'INSERT INTO {} (id, symbol, "timestamp", asset_class) VALUES (%s, %s, %s, %s)'
+                ).format(self.market_identifier),
+                [(bar.id, bar.symbol, bar.timestamp, bar.asset_class) for bar in bars],
+            )
+        return self
+
+    def fill(self, records: int, *, symbols: int = 20, missing_every: int = 1) -> "Market":
+        """Symbols S0.. of two classes and `records` bars, each `missing_every`-th without class."""
+        self.list_symbols(*((f"S{n}", f"CLASS_{n % 2}") for n in range(symbols)))
+        self.execute(
+            'INSERT INTO {} (id, symbol, "timestamp", asset_class) '
+            "SELECT n, 'S' || n %% %s, timestamp '2023-01-01' + n * interval '1 minute', "
+            "CASE WHEN n %% %s <> 0 THEN 'CLASS_' || (n %% %s) %% 2 END "
+            "FROM generate_series(1, %s) n",
+            self.market_identifier,
+            values=(symbols, missing_every, symbols, records),
+        )
+        self.execute("ANALYZE {}", self.market_identifier)
+        return self
+
+    def execute(
+        self, statement: LiteralString, *parts: sql.Composable, values: Sequence[object] = ()
+    ) -> psycopg.Cursor[TupleRow]:
+        """Run one statement; `{}` takes the identifiers."""
+        return self.connection.execute(sql.SQL(statement).format(*parts), values or None)
+
+    def rows(self, statement: LiteralString, *parts: sql.Composable) -> list[tuple[Any, ...]]:
+        """All rows of one query."""
+        return self.execute(statement, *parts).fetchall()
+
+    def value(self, statement: LiteralString, *parts: sql.Composable) -> Any:
+        """The first value of one query."""
+        return self.rows(statement, *parts)[0][0]
+
+    def classes(self) -> dict[Any, str | None]:
+        """asset_class by id."""
+        return dict(self.rows("SELECT id, asset_class::text FROM {}", self.market_identifier))
+
+    def versions(self) -> dict[tuple[int, str], tuple[Any, ...]]:
+        """Every row as it is stored, whole: a row that anybody wrote has another address."""
+        return {
+            (leaf, address): tuple(rest)
+            for leaf, address, *rest in self.rows(
+                "SELECT tableoid::bigint, ctid::text, xmin::text, m::text FROM {} m",
+                self.market_identifier,
+            )
+        }
+
+    def backup_tables(self) -> list[str]:
+        """Names with the backups' prefix, newest first, wherever they are."""
+        return [
+            name
+            for (name,) in self.rows(
+                "SELECT tablename::text FROM pg_tables "
+                "WHERE tablename LIKE 'market\\_data\\_backup\\_%' ORDER BY 1 DESC"
+            )
+        ]
+
+    def plan_tables(self) -> list[str]:
+        """Unlogged plans that somebody left behind."""
+        return [
+            name
+            for (name,) in self.rows(
+                "SELECT tablename::text FROM pg_tables "
+                "WHERE schemaname = 'assetclass' AND tablename LIKE 'plan\\_%'"
+            )
+        ]
+
+
+@contextmanager
+def open_market(dsn: str, **shape: Any) -> Iterator[Market]:
+    """A market in the database, and the pipeline's schema beside it."""
+    schema.upgrade(dsn, load_settings())
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("SET TimeZone TO 'UTC'")
+        yield Market(connection, dsn, **shape).create()
