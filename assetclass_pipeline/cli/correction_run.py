@@ -12,10 +12,6 @@ import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.api import execute_run
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-)
 from dagster._core.utils import make_new_run_id
 from dagster_shared.error import SerializableErrorInfo
 from rich.console import Console
@@ -27,7 +23,6 @@ from assetclass_pipeline.defs.resources import correction_run_config
 from assetclass_pipeline.defs.runs import REASON_TAG, TICKET_TAG, USER_TAG
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.errors import OperationNotFoundError
-from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings
@@ -70,11 +65,14 @@ def run_correction(
 ) -> CorrectionRun:
     """Run the job over all rows and show its progress on `console` until it has ended.
 
+    It is a run without partition: Dagster writes several events for each month of a range, and
+    hundreds of months take longer than the correction.
+
     Ctrl-C and SIGTERM end the run between two batches. Raises DatabaseUnavailableError.
     """
     with open_instance(settings, dsn) as instance:
         job = _correction_job()
-        tags = {REASON_TAG: reason, TICKET_TAG: ticket, **_all_months(settings)}
+        tags = {REASON_TAG: reason, TICKET_TAG: ticket}
         run = _create_run(instance, job, options, tags)
         with live_progress(dsn, settings, run.run_id, console):
             result = _execute(instance, job, run)
@@ -92,12 +90,6 @@ def run_correction(
 def _correction_job() -> ReconstructableJob:
     # Named rather than passed on: steps that the executor starts in other processes find it again.
     return ReconstructableRepository.for_module(_DEFINITIONS, "defs").get_reconstructable_job(_JOB)
-
-
-def _all_months(settings: Settings) -> dict[str, str]:
-    # Every row, for the edge months are open; as a range, so that each month turns green in the UI.
-    keys = Calendar.until_now(settings.first_month).keys
-    return {ASSET_PARTITION_RANGE_START_TAG: keys[0], ASSET_PARTITION_RANGE_END_TAG: keys[-1]}
 
 
 def _create_run(

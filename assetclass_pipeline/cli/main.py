@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typer._click import Command, Context
 
 _HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
+_DATABASE_ERROR = "DATABASE_ERROR"
 _UNEXPECTED = "INTERNAL_ERROR"
 _USAGE_ERROR = "INVALID_OPTIONS"
 
@@ -82,6 +83,10 @@ def _sign(name: str, sentence: str) -> "Command":
 
 
 def _load(name: str) -> "Command":
+    # Only now, for it imports the driver: a server that a command has started must not outlive it.
+    from assetclass_pipeline.database.embedded import exit_on_termination  # noqa: PLC0415
+
+    exit_on_termination()
     place = COMMANDS[name]
     found = getattr(importlib.import_module(place.module), place.attribute)
     if isinstance(found, typer.Typer):
@@ -159,7 +164,9 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: one line, not a traceback
-        _explain(_UNEXPECTED, _unexpected(error, arguments, debug), as_json)
+        from_database = type(error).__module__.startswith("psycopg")
+        code, describe = (_DATABASE_ERROR, _refused) if from_database else (_UNEXPECTED, _failed)
+        _explain(code, describe(error, arguments, debug), as_json)
         _trace(debug)
         return FAILED
     return status if isinstance(status, int) else 0
@@ -190,9 +197,23 @@ def _usage(error: typer.TyperException) -> str:
     return f"{said} `{where} --help` lists what it takes."
 
 
-def _unexpected(error: Exception, arguments: list[str], debug: bool) -> str:
-    command = next((word for word in arguments if word in COMMANDS), "assetclass")
-    # Of a database error only the first line: the following ones quote the statement.
-    said = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+def _refused(error: Exception, arguments: list[str], debug: bool) -> str:
+    """What PostgreSQL said, without the statement that it quotes in further lines."""
+    return (
+        f"PostgreSQL gave up on `{_command(arguments)}`: {_first_line(error)}. Mend that, or try "
+        f"again; what was committed stays.{'' if debug else ' --debug shows where it happened.'}"
+    )
+
+
+def _failed(error: Exception, arguments: list[str], debug: bool) -> str:
     hint = "" if debug else " Run it again with --debug to see where, and report it."
-    return f"`{command}` failed unexpectedly: {type(error).__name__}: {said}.{hint}"
+    kind = type(error).__name__
+    return f"`{_command(arguments)}` failed unexpectedly: {kind}: {_first_line(error)}.{hint}"
+
+
+def _command(arguments: list[str]) -> str:
+    return next((word for word in arguments if word in COMMANDS), "assetclass")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
