@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
 from filelock import FileLock, Timeout
-from psycopg.rows import TupleRow
 from rich.console import Console
 
 from assetclass_pipeline.cli import presentation
@@ -28,18 +26,21 @@ from assetclass_pipeline.demo.load import LoadedDemo, load_demo
 from assetclass_pipeline.demo.sources import fetch_sources
 from assetclass_pipeline.engine.analysis import analyse
 from assetclass_pipeline.engine.holding import refuse_while_active
+from assetclass_pipeline.engine.preview import preview
 from assetclass_pipeline.engine.reference import check_reference
 from assetclass_pipeline.engine.validation import validate
 from assetclass_pipeline.errors import CorrectionFailedError, ServicesError
 from assetclass_pipeline.model.options import CorrectionOptions
-from assetclass_pipeline.model.validation import Validation
 from assetclass_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from assetclass_pipeline.cli.correction_run import CorrectionRun
 
 # The guide's advice for more than 100,000 records.
-_BATCH_SIZE = 5000
+_OPTIONS = CorrectionOptions(batch_size=5000)
+_OVERWRITING = CorrectionOptions(
+    only_process_null_asset_class=False, overwrite_existing_values=True
+)
 _ALL_SYMBOLS = 1000
 
 AsJson = Annotated[
@@ -146,15 +147,16 @@ def _correct(
     run = run_correction(
         dsn,
         settings,
-        CorrectionOptions(batch_size=_BATCH_SIZE),
+        _OPTIONS,
         reason="assetclass demo",
         console=steps.console,
     )
     _require_success(run)
     with steps.shown(), connect(dsn, settings, purpose="demo") as connection:
         steps.say("Validating")
-        validation = _validate(connection, settings)
+        validation = validate(connection, tables, settings)
         after = analyse(connection, tables, settings, worst=_ALL_SYMBOLS)
+        mismatches = preview(connection, tables, settings, _OVERWRITING).symbols
     return Story(
         settings=settings,
         loaded=loaded,
@@ -163,13 +165,10 @@ def _correct(
         run=run,
         validation=validation,
         after=after,
+        mismatches=[change for change in mismatches if change.from_],
+        dsn=dsn,
         seconds=time.monotonic() - began,
     )
-
-
-def _validate(connection: psycopg.Connection[TupleRow], settings: Settings) -> Validation:
-    tables = inspect_market_tables(connection, settings, for_writing=False)
-    return validate(connection, tables, settings)
 
 
 def _require_success(run: "CorrectionRun") -> None:

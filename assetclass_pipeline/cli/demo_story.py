@@ -4,10 +4,12 @@ Belongs here: words and tables about what happened, all figures from what was me
 making it happen.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from rich.console import Console, RenderableType
 from rich.rule import Rule
 from rich.table import Table
@@ -18,13 +20,13 @@ from assetclass_pipeline.cli.presentation import (
     changes_table,
     count,
     duration,
+    scores_table,
     section,
     table,
-    verdict,
 )
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.demo.load import LoadedDemo
-from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.model.operation import Change, Operation
 from assetclass_pipeline.model.quality import Category, IntegrityReport
 from assetclass_pipeline.model.reference import ReferenceReport
 from assetclass_pipeline.model.validation import Validation
@@ -47,6 +49,8 @@ class Story:
     run: "CorrectionRun"
     validation: Validation
     after: IntegrityReport
+    mismatches: list[Change]
+    dsn: str
     seconds: float
 
     @property
@@ -78,29 +82,20 @@ def tell(console: Console, story: Story) -> None:
 
 
 def _wrong(story: Story) -> list[RenderableType]:
-    before, after = story.before, story.after
-    made = table("", "before", "after", "limit", "", right=("before", "after", "limit"))
-    for name, result in before.thresholds.items():
-        now = after.thresholds[name]
-        made.add_row(
-            SCORE_NAMES.get(name, name),
-            f"{result.value:.2f} %",
-            f"{now.value:.2f} %",
-            f"{result.comparison} {result.limit:g} %",
-            verdict(now.passed),
-        )
-    worst = ", ".join(str(entry.symbol) for entry in before.by_symbol[:4])
+    before = story.before
+    classes = ", ".join(
+        f"{entry.asset_class or 'none'} {count(entry.records)}" for entry in before.by_asset_class
+    )
+    worst = ", ".join(f"{entry.symbol} ({count(entry.missing)})" for entry in before.by_symbol[:4])
     return [
         Text(
             f"{count(before.missing)} of {count(before.total_records)} bars carry no asset_class: "
-            "the feeds do not say any."
+            f"the feeds do not say any. {count(before.mismatched)} carry another than their symbol."
         ),
-        Text(
-            f"{count(before.mismatched)} carry another class than their symbol. Worst of "
-            f"{count(before.symbols_referenced)} symbols: {worst}."
-        ),
+        Text(f"Bars by class: {classes}."),
+        Text(f"Most damaged of {count(before.symbols_referenced)} symbols: {worst}."),
         Text(""),
-        made,
+        scores_table(before),
     ]
 
 
@@ -126,8 +121,8 @@ def _left(story: Story) -> RenderableType:
         "orphaned": f"symbols does not know {_symbols(after, Category.ORPHANED)}: currencies that "
         "the euro or a reform ended, which today's lists leave out.",
         "unclassified": f"symbols lists {_symbols(after, Category.UNCLASSIFIED)} without a class.",
-        "mismatched": f"{_mismatched(after)} carry the class of an exchange that they have left. "
-        "Values are overwritten only when asked for: `assetclass preview --overwrite-existing`.",
+        "mismatched": f"{_mismatched(story)}: they changed exchange. A value is overwritten only "
+        "when asked for; `assetclass preview --overwrite-existing` shows what that would do.",
         "ambiguous": f"no bar here, but {count(reference.ambiguous)} tickers of symbols stand on "
         f"several exchanges, like {_ambiguous(reference)}. The pipeline never guesses.",
     }
@@ -144,8 +139,15 @@ def _symbols(report: IntegrityReport, category: Category) -> str:
     return _listed([str(entry.symbol) for entry in report.by_symbol if entry.category == category])
 
 
-def _mismatched(report: IntegrityReport) -> str:
-    return _listed([str(entry.symbol) for entry in report.by_symbol if entry.mismatched])
+def _mismatched(story: Story) -> str:
+    """Which symbols' bars say what, and what symbols says."""
+    by_classes: dict[tuple[str | None, str | None], list[str]] = {}
+    for change in story.mismatches:
+        by_classes.setdefault((change.from_, change.to), []).append(str(change.symbol))
+    return "; ".join(
+        f"{_listed(names)} say {said}, symbols says {truth}"
+        for (said, truth), names in by_classes.items()
+    )
 
 
 def _ambiguous(reference: ReferenceReport) -> str:
@@ -168,9 +170,11 @@ def _listed(names: list[str]) -> str:
 
 
 def _checks(story: Story) -> list[RenderableType]:
+    """Checks of the result; those of integrity_report judge the state before."""
     made = table("check", "of", "", "")
     for check in story.run.checks:
-        made.add_row(check.name, check.asset, _outcome(check), Text(check.description))
+        if check.asset != "integrity_report":
+            made.add_row(check.name, check.asset, _outcome(check), Text(check.description))
     return [made, Text(""), *_explanation(story)]
 
 
@@ -203,8 +207,10 @@ def _next(story: Story) -> list[RenderableType]:
     made.add_column(overflow="fold")
     url = f"http://127.0.0.1:{settings.webserver_port}"
     made.add_row("see it", f"`make up`, then {url}/runs/{story.run.run_id}")
-    made.add_row("again", f"`assetclass status {operation.correction_id}`, `assetclass analyze`")
+    made.add_row("look again", f"`assetclass status {operation.correction_id}`")
     made.add_row("undo it", _undo(settings, operation))
+    if settings.database_url is None:
+        made.add_row("", f"in any SQL client while `make up` runs: {_connection(story)}")
     return [made, Text(""), Text(f"The whole demo took {duration(story.seconds)}.", "dim")]
 
 
@@ -213,8 +219,24 @@ def _undo(settings: Settings, operation: Operation) -> str:
     statement = query(
         "demo_story",
         "manual_recovery",
-        market=sql.Identifier(settings.market_schema, settings.market_table),
-        market_name=sql.Identifier(settings.market_table),
-        backup=sql.Identifier(settings.market_schema, operation.backup_table or ""),
+        market=_name(settings.market_schema, settings.market_table),
+        market_name=_name(settings.market_table),
+        backup=_name(settings.market_schema, operation.backup_table or ""),
     ).as_string()
     return "\n".join(line for line in statement.splitlines() if not line.startswith("--"))
+
+
+def _name(*parts: str) -> sql.Composable:
+    """A name as a person would write it: quoted only where it must be."""
+    shown = parts[1:] if parts[0] == "public" else parts
+    if all(re.fullmatch(r"[a-z_][a-z0-9_]*", part) for part in shown):
+        return sql.SQL(".".join(shown))
+    return sql.Identifier(*shown)
+
+
+def _connection(story: Story) -> str:
+    where = conninfo_to_dict(story.dsn)
+    return (
+        f"{where['host']}:{where['port']}, database {where['dbname']}, user {where['user']}, "
+        f"password in {story.settings.home / 'postgres' / 'password'}"
+    )

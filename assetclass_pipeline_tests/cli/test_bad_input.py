@@ -134,7 +134,7 @@ def test_a_role_that_may_not_write_is_told_the_grant(
     market.execute(
         "GRANT USAGE ON SCHEMA public, assetclass TO {0};"
         "GRANT SELECT ON market_data, symbols TO {0};"
-        "GRANT ALL ON ALL TABLES IN SCHEMA assetclass TO {0}".replace("{0}", role)  # type: ignore[arg-type]
+        "GRANT ALL ON ALL TABLES IN SCHEMA assetclass TO {0}".replace("{0}", role)
     )
     try:
         market.fill(10)

@@ -1,0 +1,158 @@
+"""`assetclass execute` on real tables: a real Dagster run, its operation, signals."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+
+from assetclass_pipeline.defs.instance import open_instance
+from assetclass_pipeline.engine.operations import get_operation, operation_status
+from assetclass_pipeline.model.operation import Operation, Status
+from assetclass_pipeline.settings import load_settings
+from assetclass_pipeline_tests.cli.command import LONGEST, Command
+from assetclass_pipeline_tests.market import Bar, Market
+
+
+@contextmanager
+def instance_of(assetclass: Command) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance that the command used, as `up` would open it."""
+    settings = load_settings(
+        home=Path(assetclass.settings["ASSETCLASS_HOME"]),
+        dagster_database_url=assetclass.settings["ASSETCLASS_DAGSTER_DATABASE_URL"],
+    )
+    with open_instance(settings, assetclass.settings["ASSETCLASS_DATABASE_URL"]) as instance:
+        yield instance
+
+
+def test_it_corrects_as_a_dagster_run_and_says_so_in_one_document(
+    assetclass: Command, market: Market
+) -> None:
+    market.fill(3000, missing_every=3)
+    market.add([Bar(9001, "GONE"), Bar(9002, "S1", asset_class="WRONG")])
+    why = ["--reason", "nightly gap", "--ticket", "DATA-7"]
+    finished = assetclass("execute", "--json", "--batch-size", "300", *why)
+
+    assert finished.status == 0, finished.explain()
+    operation = finished.document
+    assert (operation["status"], operation["phase"]) == ("succeeded", "done")
+    assert (operation["recordsPlanned"], operation["recordsCorrected"]) == (1000, 1000)
+    assert (operation["reason"], operation["ticket"]) == ("nightly gap", "DATA-7")
+    assert operation["options"]["batchSize"] == 300
+    assert operation["correctionId"] == operation["runId"]
+    assert market.backup_tables() == [operation["backupTable"]]
+
+    classes = market.classes()
+    assert (classes.pop(9001), classes.pop(9002)) == (None, "WRONG")
+    assert classes == {number: f"CLASS_{number % 20 % 2}" for number in range(1, 3001)}
+
+    with instance_of(assetclass) as instance:
+        run = instance.get_run_by_id(operation["runId"])
+        assert run is not None
+        assert (run.status, run.job_name) == (dg.DagsterRunStatus.SUCCESS, "correction_job")
+        assert run.tags["user"] == operation["requestedBy"]
+        origin = run.remote_job_origin
+        assert origin is not None
+        assert origin.location_name == "assetclass_pipeline"
+
+    shown = assetclass("status", operation["correctionId"], "--json").document
+    assert shown == operation
+    listed = assetclass("status", "--json").document["recentOperations"]
+    assert [entry["correctionId"] for entry in listed] == [operation["correctionId"]]
+    people = assetclass("status", operation["correctionId"]).out
+    assert "1,000 corrected of 1,000 planned" in people
+    assert operation["backupTable"] in people
+
+
+def test_a_dry_run_changes_nothing_and_leaves_no_backup(
+    assetclass: Command, market: Market
+) -> None:
+    market.fill(500, missing_every=2)
+    before = market.versions()
+    finished = assetclass("execute", "--dry-run", "--overwrite-existing")
+    assert finished.status == 0, finished.explain()
+    assert "250 would be corrected; nothing was changed" in finished.out
+    assert market.versions() == before
+    assert market.backup_tables() == []
+    assert assetclass("status", "--json").document["recentOperations"] == []
+    every = assetclass("status", "--json", "--include-all").document["recentOperations"]
+    assert [entry["dryRun"] for entry in every] == [True]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)], ids=["ctrl-c", "sigterm"]
+)
+def test_a_signal_stops_it_between_two_batches_and_the_next_one_does_the_rest(
+    assetclass: Command, market: Market, number: signal.Signals, status: int
+) -> None:
+    market.fill(20_000)
+    # One row at a time on one connection, so that the signal comes in the midst of it.
+    process = assetclass.start("execute", "--batch-size", "1", "--workers", "1")
+    try:
+        begun = wait_for_progress(market, process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=LONGEST)
+    finally:
+        process.kill()
+    assert process.returncode == status, f"{out}\n{err}"
+    assert "Traceback" not in err
+    assert "Stopped between two batches" in err
+    assert "assetclass execute" in err
+
+    stopped = get_operation(market.connection, market.settings, begun.correction_id)
+    assert stopped.status in {Status.CANCELLED, Status.INTERRUPTED}
+    corrected = market.value("SELECT count(*) FROM market_data WHERE asset_class IS NOT NULL")
+    assert 0 < corrected < 20_000
+    assert stopped.records_corrected == corrected
+    with instance_of(assetclass) as instance:
+        run = instance.get_run_by_id(begun.correction_id)
+        assert run is not None
+        assert run.status is dg.DagsterRunStatus.CANCELED
+
+    rest = assetclass("execute", "--json", "--batch-size", "5000")
+    assert rest.status == 0, rest.explain()
+    assert rest.document["recordsCorrected"] == 20_000 - corrected
+
+
+def wait_for_progress(market: Market, process: subprocess.Popen[str]) -> Operation:
+    """The operation as soon as it has corrected some rows."""
+    deadline = time.monotonic() + LONGEST
+    while time.monotonic() < deadline and process.poll() is None:
+        active = operation_status(market.connection, market.settings).current_operation
+        if active is not None and active.records_corrected > 50:
+            return active
+        time.sleep(0.1)
+    raise AssertionError(f"no progress; exit status {process.poll()}")
+
+
+def test_a_failed_run_tells_the_operations_error(
+    assetclass: Command, market: Market, another_database_url: str
+) -> None:
+    market.fill(100)
+    market.execute("ALTER TABLE market_data ADD CHECK (asset_class IS DISTINCT FROM 'CLASS_1')")
+    finished = assetclass("execute", "--json")
+    assert finished.status == 1, finished.explain()
+    operation = finished.document
+    assert operation["status"] == "failed"
+    assert operation["error"]["message"]
+    assert operation["error"]["message"] in finished.err
+    assert "Traceback" not in finished.err
+    with psycopg.connect(another_database_url) as storage:
+        assert storage.execute("SELECT status FROM runs").fetchall() == [("FAILURE",)]
+
+
+def test_nothing_outlives_the_command(assetclass: Command, market: Market) -> None:
+    market.fill(10)
+    assert assetclass("execute").status == 0
+    left = market.rows(
+        "SELECT application_name FROM pg_stat_activity "
+        "WHERE application_name LIKE 'assetclass:%' AND pid <> pg_backend_pid()"
+    )
+    assert left == []
+    assert "DAGSTER_HOME" not in os.environ
