@@ -165,7 +165,7 @@ class TestStartAndStop:
     def test_starts_and_leaves_nothing_behind(self, directory: Path) -> None:
         with EmbeddedServer(directory, settings=SMALL) as server:
             assert answer(server.url(), "SELECT current_database()") == "assetclass"
-            assert answer(server.url(), "SELECT current_user") == "assetclass"
+            assert answer(server.url(), "SELECT current_user") == "postgres"
         assert not server_processes(directory)
         assert was_shut_down_cleanly(directory)
 
@@ -193,7 +193,7 @@ class TestStartAndStop:
     def test_nobody_gets_in_without_the_password(self, postgres_server: EmbeddedServer) -> None:
         host_and_database = postgres_server.url().rpartition("@")[2]
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-            psycopg.connect(f"postgresql://assetclass:wrong@{host_and_database}")
+            psycopg.connect(f"postgresql://postgres:wrong@{host_and_database}")
         with pytest.raises(psycopg.OperationalError, match="no password supplied"):
             psycopg.connect(f"postgresql://assetclass@{host_and_database}")
 
