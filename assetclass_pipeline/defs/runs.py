@@ -68,7 +68,7 @@ def request_of(
         requested_by=_requester(tags),
         reason=tags.get(REASON_TAG),
         ticket=tags.get(TICKET_TAG),
-        run_id=context.run_id,
+        run_id=context.run.run_id,
         retry_of=retry_of,
     )
 

@@ -10,7 +10,9 @@ from assetclass_pipeline.defs.jobs import CORRECTION_JOB, DATA_QUALITY_JOB
 from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.engine.analysis import correctable_months
-from assetclass_pipeline.engine.operations import operation_status
+from assetclass_pipeline.engine.holding import refuse_while_active
+from assetclass_pipeline.engine.operations import get_operation
+from assetclass_pipeline.errors import OperationInProgressError
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.settings import Settings
@@ -39,8 +41,10 @@ def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
     ) -> dg.RunRequest | dg.SkipReason:
         with database.tables(purpose="nightly schedule") as (connection, tables):
             require_schema(connection)
-            active = operation_status(connection, settings, most=1).current_operation
-            if active is not None:
+            try:
+                refuse_while_active(connection, settings)
+            except OperationInProgressError as error:
+                active = get_operation(connection, settings, error.correction_id)
                 return dg.SkipReason(_why_not(active))
             damaged = correctable_months(connection, tables, settings)
         current = Calendar.until_now(settings.first_month).keys[-1]

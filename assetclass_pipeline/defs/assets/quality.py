@@ -48,7 +48,7 @@ def integrity_report_asset(settings: Settings) -> dg.AssetsDefinition:
     def integrity_report(
         context: dg.AssetExecutionContext, database: dg.ResourceParam[MarketDatabase]
     ) -> Materialized:
-        report, history = _measure(database, INTEGRITY_REPORT.to_user_string(), context.run_id)
+        report, history = _measure(database, INTEGRITY_REPORT.to_user_string(), context.run.run_id)
         return dg.MaterializeResult(
             metadata=report_metadata(report) | {"quality_score_history": _curve(history, report)},
             check_results=integrity_results(INTEGRITY_REPORT, report),
@@ -73,7 +73,7 @@ def quality_report_asset(settings: Settings) -> dg.AssetsDefinition:
     def quality_report(
         context: dg.AssetExecutionContext, database: dg.ResourceParam[MarketDatabase]
     ) -> Materialized:
-        report, history = _measure(database, QUALITY_REPORT.to_user_string(), context.run_id)
+        report, history = _measure(database, QUALITY_REPORT.to_user_string(), context.run.run_id)
         return dg.MaterializeResult(
             metadata=report_metadata(report) | {"quality_score_history": _curve(history, report)},
             check_results=quality_results(
