@@ -160,7 +160,7 @@ def _show(
 
 def _operation(row: dict[str, Any]) -> Operation:
     planned, done = row["records_planned"], row["records_done"]
-    batch_size = row.pop("batch_size")
+    batches = row.pop("batches_planned") or 0
     batch_seconds = row.pop("batch_seconds")
     skipped = {reason: int(records) for reason, records in row.pop("by_reason").items()}
     for reason, column in (
@@ -179,7 +179,8 @@ def _operation(row: dict[str, Any]) -> Operation:
         records_skipped=sum(skipped.values()),
         records_failed=0,
         skipped_by_reason=skipped,
-        batches_total=-(-planned // batch_size) if planned is not None and batch_size else None,
+        # Rows that came late are batches of their own, which may be more than their number asks.
+        batches_total=None if planned is None else max(batches, row["batches_done"]),
         progress_percent=progress_percent(done, planned, phase),
         records_per_second=rate,
         eta_seconds=remaining_seconds(done, planned, batch_seconds or 0) if running else None,

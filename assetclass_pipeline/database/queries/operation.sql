@@ -134,7 +134,11 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
            AS duration_seconds,
        ledger.records_corrected, ledger.batches_done, ledger.records_done,
        ledger.batch_seconds, skipped.by_reason,
-       coalesce((o.plan ->> 'batch_size')::bigint, 0) AS batch_size
+       -- A batch never spans two leaves, so each of them ends with a shorter one.
+       (SELECT sum(ceil((segment.last_seq - segment.first_seq + 1)::numeric
+                        / (o.plan ->> 'batch_size')::bigint))::bigint
+        FROM jsonb_to_recordset(o.plan -> 'segments') segment (first_seq bigint, last_seq bigint)
+       ) AS batches_planned
 FROM assetclass.operation o
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(b.records_corrected), 0)::bigint AS records_corrected,
