@@ -57,12 +57,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="200,000 rows, the default options once: to see that it works",
+        help="100,000 rows, the default options once: to see that it works",
     )
     parser.add_argument("--strict", action="store_true", help="status 1 when a limit is missed")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.rows, options.rounds = [200_000], 1
+        options.rows, options.rounds = [100_000], 1
     return options
 
 
