@@ -361,6 +361,11 @@ def _end_badly(
         status = Status.FAILED
     else:
         status = Status.INTERRUPTED
+    if status is Status.CANCELLED and not isinstance(error, AssetClassError):
+        error = OperationCancelledError(
+            "Stopped between two batches by a signal or on request. Everything committed stays; "
+            "run it again to go on."
+        )
     code = error.code if isinstance(error, AssetClassError) else type(error).__name__
     message = str(error) or f"Ended by {type(error).__name__}. Run it again to go on."
     with holder.connect("end") as connection, transaction(connection, holder.settings) as cursor:
