@@ -57,7 +57,7 @@ def build_defs(
         schedules=[nightly_correction_schedule(settings), daily_data_quality_schedule(settings)],
         resources={
             DATABASE: database_resource(settings),
-            CORRECTION_OPTIONS: CorrectionOptionsResource.with_defaults_of(settings),
+            CORRECTION_OPTIONS: CorrectionOptionsResource(),
             CALENDAR: calendar_resource(settings),
             **(resources or {}),
         },

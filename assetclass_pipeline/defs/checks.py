@@ -148,12 +148,12 @@ def _degradation(
 
 
 def backup_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
-    """Blocking: nothing is corrected on a backup that misses rows."""
+    """Blocking: what the backup misses could not be undone."""
     return dg.AssetCheckSpec(
         BACKUP_IS_COMPLETE,
         asset=asset,
         blocking=True,
-        description="The backup table holds each planned row once, with its value of before.",
+        description="The backup table holds exactly the planned rows; else nothing is corrected.",
     )
 
 

@@ -6,7 +6,7 @@ Belongs here: what assets, checks and schedules are given. Does not: what they d
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import dagster as dg
 from psycopg import Connection
@@ -90,8 +90,6 @@ class RetryConfig(dg.Config):
 def _option(name: str) -> Any:  # noqa: ANN401 - pydantic's field type
     """Default, in its JSON form, and description of an option."""
     default = CorrectionOptions().model_dump(mode="json", by_alias=False)[name]
-    if name == "retry":
-        default = RetryConfig()
     return Field(default=default, description=CorrectionOptions.model_fields[name].description)
 
 
@@ -111,13 +109,8 @@ class CorrectionOptionsResource(dg.ConfigurableResource[Any]):
     validate_after_each_batch: bool = _option("validate_after_each_batch")
     dry_run: bool = _option("dry_run")
     timeout: str = _option("timeout")
-    retry: RetryConfig = _option("retry")
+    retry: RetryConfig | None = _option("retry")
     workers: int | None = _option("workers")
-
-    @classmethod
-    def with_defaults_of(cls, settings: Settings) -> Self:
-        """The resource whose defaults are the settings'."""
-        return cls(retry=RetryConfig(**settings.retry.model_dump()))
 
     def options(self) -> CorrectionOptions:
         """The options, with every limit checked.
@@ -125,7 +118,9 @@ class CorrectionOptionsResource(dg.ConfigurableResource[Any]):
         Raises InvalidOptionsError naming each field and its limit.
         """
         values = {name: getattr(self, name) for name in CorrectionOptions.model_fields}
-        return parse_options(values | {"retry": self.retry.model_dump()})
+        if self.retry is not None:
+            values["retry"] = self.retry.model_dump()
+        return parse_options(values)
 
 
 def correction_run_config(options: CorrectionOptions) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def correction_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
             _spec(
                 MARKET_DATA_BACKUP,
                 "Every row that a correction will change, with its class before and after: plan, "
-                "undo log and audit trail in one table. Materialised alone it is a plan that "
-                "waits and blocks nobody; re-executing its run with both assets carries it out.",
+                "undo log and audit trail in one table. Materialised alone it shows what would "
+                "change, and blocks nobody: corrected_market_data plans afresh.",
                 deps=["integrity_report", "symbols", "market_data"],
             ),
             _spec(
