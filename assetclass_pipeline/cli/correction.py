@@ -132,9 +132,10 @@ def execute(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Correct the rows through Dagster's correction_job; the run stands in the UI.
+    """Correct the rows through Dagster's correction_job.
 
-    Ctrl-C stops it between two batches: what is committed stays, nothing is half done.
+    The run stands in the UI. Ctrl-C stops it between two batches: what is committed stays,
+    nothing is half done.
     """
     settings = load_settings()
     options = correction_options(chosen)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.events import DagsterEvent
-from dagster._core.execution.api import execute_run
+from dagster._core.execution.api import execute_run_iterator
 from dagster._core.utils import make_new_run_id
 from dagster_shared.error import SerializableErrorInfo
 from rich.console import Console
@@ -75,15 +75,17 @@ def run_correction(
         tags = {REASON_TAG: reason, TICKET_TAG: ticket}
         run = _create_run(instance, job, options, tags)
         with live_progress(dsn, settings, run.run_id, console):
-            result = _execute(instance, job, run)
-        ended = instance.get_run_by_id(run.run_id)
+            events = _execute(instance, job, run)
+        status = _status(instance, run)
+    succeeded = status is dg.DagsterRunStatus.SUCCESS
+    cancelled = status is dg.DagsterRunStatus.CANCELED
     return CorrectionRun(
         run_id=run.run_id,
-        succeeded=result is not None and result.success,
-        cancelled=ended is not None and ended.status is dg.DagsterRunStatus.CANCELED,
-        failure=None if result is None or result.success else _failure(result.all_events),
+        succeeded=succeeded,
+        cancelled=cancelled,
+        failure=None if succeeded or cancelled else _failure(events),
         operation=_operation(dsn, settings, run.run_id),
-        checks=[] if result is None else _checks(result),
+        checks=_checks(events),
     )
 
 
@@ -121,15 +123,34 @@ def _user() -> str:
 
 def _execute(
     instance: dg.DagsterInstance, job: ReconstructableJob, run: dg.DagsterRun
-) -> dg.JobExecutionResult | None:
-    """The result; None when a signal came before Dagster listened to it."""
+) -> list[DagsterEvent]:
+    """All events of the run; a signal ends it as cancelled."""
+    events: list[DagsterEvent] = []
+    interrupted = False
     try:
-        return execute_run(job, run, instance)
-    except KeyboardInterrupt:
-        ended = instance.get_run_by_id(run.run_id)
-        if ended is not None and not ended.is_finished:
-            instance.report_run_canceled(run)
-        return None
+        for event in execute_run_iterator(job, run, instance):
+            events.append(event)
+            if _tells_of_signal(event):
+                interrupted = True
+                # Otherwise Dagster, which was not asked to terminate it, counts it as failed.
+                instance.report_run_canceling(run)
+    except KeyboardInterrupt:  # before Dagster listened to signals, or after
+        interrupted = True
+    if interrupted and _status(instance, run) is not dg.DagsterRunStatus.CANCELED:
+        instance.report_run_canceled(run)
+    return events
+
+
+def _tells_of_signal(event: DagsterEvent) -> bool:
+    if not event.is_step_failure or event.step_failure_data.error is None:
+        return False
+    error = _innermost(event.step_failure_data.error)
+    return error.cls_name == dg.DagsterExecutionInterruptedError.__name__
+
+
+def _status(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRunStatus:
+    recorded = instance.get_run_by_id(run.run_id)
+    return run.status if recorded is None else recorded.status
 
 
 def _operation(dsn: str, settings: Settings, correction_id: str) -> Operation | None:
@@ -141,7 +162,7 @@ def _operation(dsn: str, settings: Settings, correction_id: str) -> Operation | 
 
 
 def _failure(events: Sequence[DagsterEvent]) -> str:
-    """The innermost reason of the first step that failed."""
+    """What the first step that failed said."""
     for event in events:
         if not event.is_step_failure:
             continue
@@ -149,20 +170,29 @@ def _failure(events: Sequence[DagsterEvent]) -> str:
         if said is not None and said.description:
             return said.description
         if error is not None:
-            return _innermost(error)
+            return _sentence(_innermost(error))
     failed = [event.message for event in events if event.is_failure and event.message]
     return failed[0] if failed else "the run ended without a reason"
 
 
-def _innermost(error: SerializableErrorInfo) -> str:
+def _innermost(error: SerializableErrorInfo) -> SerializableErrorInfo:
     while error.cause is not None:
         error = error.cause
+    return error
+
+
+def _sentence(error: SerializableErrorInfo) -> str:
     # "package.module.SomeError: sentence" says to people what the sentence says.
     kind, _, said = error.message.strip().partition(": ")
     return said if said and " " not in kind else error.message.strip()
 
 
-def _checks(result: dg.JobExecutionResult) -> list[CheckOutcome]:
+def _checks(events: Sequence[DagsterEvent]) -> list[CheckOutcome]:
+    evaluations = [
+        event.asset_check_evaluation_data
+        for event in events
+        if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
     return [
         CheckOutcome(
             asset=evaluation.asset_key.to_user_string(),
@@ -171,5 +201,5 @@ def _checks(result: dg.JobExecutionResult) -> list[CheckOutcome]:
             severity=evaluation.severity.value,
             description=evaluation.description or "",
         )
-        for evaluation in result.get_asset_check_evaluations()
+        for evaluation in evaluations
     ]

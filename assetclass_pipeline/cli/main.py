@@ -42,7 +42,11 @@ COMMANDS = {
     "up": _Place(
         f"{_ROOM}.up", "up", "Run the database, the Dagster web page and the daemon until Ctrl-C."
     ),
-    "db": _Place(f"{_ROOM}.db", "app", "The pipeline's own schema, and indexes that it wants."),
+    "db": _Place(
+        f"{_ROOM}.db",
+        "app",
+        "The pipeline's own schema, and indexes that it wants on the market tables.",
+    ),
     "analyze": _Place(f"{_ROOM}.correction", "analyze", "Measure the damage; change nothing."),
     "preview": _Place(
         f"{_ROOM}.correction", "preview", "Say what a correction would do; change nothing."

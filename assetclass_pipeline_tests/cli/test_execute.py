@@ -93,13 +93,13 @@ def test_a_signal_stops_it_between_two_batches_and_the_next_one_does_the_rest(
 ) -> None:
     market.fill(20_000)
     # One row at a time on one connection, so that the signal comes in the midst of it.
-    process = assetclass.start("execute", "--batch-size", "1", "--workers", "1")
-    try:
-        begun = wait_for_progress(market, process)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=LONGEST)
-    finally:
-        process.kill()
+    with assetclass.start("execute", "--batch-size", "1", "--workers", "1") as process:
+        try:
+            begun = wait_for_progress(market, process)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=LONGEST)
+        finally:
+            process.kill()
     assert process.returncode == status, f"{out}\n{err}"
     assert "Traceback" not in err
     assert "Stopped between two batches" in err
@@ -128,7 +128,8 @@ def wait_for_progress(market: Market, process: subprocess.Popen[str]) -> Operati
         if active is not None and active.records_corrected > 50:
             return active
         time.sleep(0.1)
-    raise AssertionError(f"no progress; exit status {process.poll()}")
+    process.kill()
+    raise AssertionError(f"no progress: {process.communicate()}")
 
 
 def test_a_failed_run_tells_the_operations_error(
