@@ -86,12 +86,29 @@ class PlanScan:
 
 
 def load_plan(connection: Connection[TupleRow], holder: Holder) -> PlanState | None:
-    """The plan that the operation has so far."""
-    with transaction(connection, holder.settings, read_only=True) as cursor:
-        row = cursor.execute(
-            query("operation", "plan_of"), {"correction_id": holder.correction_id}
-        ).fetchone()
-    return PlanState.model_validate(row[0]) if row and row[0] else None
+    """The plan that the operation has so far.
+
+    A crash of the server empties an unlogged plan: one that no batch has used yet is made anew.
+    Raises CorrectionFailedError when some rows were corrected from it.
+    """
+    by_key = {"correction_id": holder.correction_id}
+    with transaction(connection, holder.settings) as cursor:
+        row = cursor.execute(query("operation", "plan_of"), by_key).fetchone()
+        state = PlanState.model_validate(row[0]) if row and row[0] else None
+        if state is None or not state.planned:
+            return state
+        kept = cursor.execute(query("plan", "has_rows", backup=state.identifier)).fetchone()
+        if kept is not None and kept[0]:
+            return state
+        used = cursor.execute(query("operation", "covered_seqs"), by_key).fetchone()
+        if used is not None and used[0]:
+            raise CorrectionFailedError(
+                f"The plan of operation {holder.correction_id} was lost when the server crashed "
+                "(without a backup it is unlogged). What was corrected stays corrected; start a "
+                "new correction for the rest."
+            )
+        drop_plan(cursor, state)
+    return None
 
 
 def make_plan(scan: PlanScan, state: PlanState | None) -> PlanState:

@@ -79,6 +79,9 @@ SELECT EXISTS (
     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = %(schema)s AND c.relname = %(table)s)
 
+-- name: has_rows
+SELECT EXISTS (SELECT FROM {backup})
+
 -- name: drop_table
 DROP TABLE IF EXISTS {backup}
 
