@@ -34,7 +34,8 @@ from assetclass_pipeline.settings import Settings
 
 # 64 MB hold the counts of a few hundred thousand groups; without the two costs at 0 the planner,
 # which cannot estimate how many months there are, counts on one core (measured: 1.3 to 1.6 x).
-SCAN_SETTINGS = {"work_mem": "64MB", "parallel_setup_cost": "0", "parallel_tuple_cost": "0"}
+MEMORY = "64MB"
+SCAN_SETTINGS = {"work_mem": MEMORY, "parallel_setup_cost": "0", "parallel_tuple_cost": "0"}
 
 
 def analyse(
@@ -134,7 +135,7 @@ def any_correctable(
     connection: Connection[TupleRow], tables: MarketTables, settings: Settings
 ) -> bool:
     """Whether a correction with default options would change any row: the nightly question."""
-    with transaction(connection, settings, read_only=True) as cursor:
+    with transaction(connection, settings, read_only=True, work_mem=MEMORY) as cursor:
         cursor.execute(
             _on_correctable("any_correctable", tables), {"blanks": blanks_of(connection)}
         )
@@ -147,7 +148,7 @@ def correctable_months(
 ) -> tuple[str, str] | None:
     """First and last partition key with correctable rows; None when there is none."""
     calendar = Calendar.until_now(settings.first_month)
-    with transaction(connection, settings, read_only=True) as cursor:
+    with transaction(connection, settings, read_only=True, work_mem=MEMORY) as cursor:
         cursor.execute(
             _on_correctable("correctable_period", tables),
             {

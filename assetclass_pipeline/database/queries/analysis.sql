@@ -68,11 +68,13 @@ SELECT jsonb_build_object(
          WHERE NOT EXISTS (SELECT FROM by_symbol b WHERE b.symbol = r.ticker)))
 
 -- name: any_correctable
--- The nightly question. With an index on (symbol) for missing rows only, milliseconds.
+-- The nightly question. With an index on (symbol) for missing rows only, milliseconds. IS TRUE
+-- makes a hashed subplan of the mapping: as a join, with EXISTS stopping early, the planner (which
+-- cannot see through HAVING) compares every orphaned row with every ticker, for minutes.
 SELECT EXISTS (
     SELECT FROM {market} m
     WHERE (m.asset_class IS NULL OR m.asset_class::text = '')
-      AND m.symbol::text COLLATE "C" IN (SELECT ticker FROM ({mapping}) mapping)
+      AND (m.symbol::text COLLATE "C" IN (SELECT ticker FROM ({mapping}) mapping)) IS TRUE
 )
 
 -- name: correctable_period
@@ -82,7 +84,7 @@ SELECT min(width_bucket(m."timestamp", %(months)s::{timestamp_type}[])),
        bool_or(m."timestamp" IS NULL)
 FROM {market} m
 WHERE (m.asset_class IS NULL OR m.asset_class::text = '')
-  AND m.symbol::text COLLATE "C" IN (SELECT ticker FROM ({mapping}) mapping)
+  AND (m.symbol::text COLLATE "C" IN (SELECT ticker FROM ({mapping}) mapping)) IS TRUE
 
 -- name: damaged_rows
 -- A few rows of one kind of damage; the scan ends at the last one.
