@@ -146,9 +146,7 @@ def execute(
         # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
         from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
 
-        run = run_correction(
-            dsn, settings, options, reason=reason, ticket=ticket, console=presentation.aside()
-        )
+        run = run_correction(dsn, settings, options, reason=reason, ticket=ticket)
         if run.operation is None:
             # Somebody else may have been quicker between our look and the run's claim.
             _refuse_what_cannot_run(dsn, settings, options)

@@ -14,7 +14,6 @@ from dagster._core.events import DagsterEvent
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.utils import make_new_run_id
 from dagster_shared.error import SerializableErrorInfo
-from rich.console import Console
 
 from assetclass_pipeline.cli.progress import live_progress
 from assetclass_pipeline.database.connections import connect
@@ -61,9 +60,8 @@ def run_correction(
     *,
     reason: str | None = None,
     ticket: str | None = None,
-    console: Console,
 ) -> CorrectionRun:
-    """Run the job over all rows and show its progress on `console` until it has ended.
+    """Run the job over all rows and show its progress until it has ended.
 
     It is a run without partition: Dagster writes several events for each month of a range, and
     hundreds of months take longer than the correction.
@@ -74,7 +72,7 @@ def run_correction(
         job = _correction_job()
         tags = {REASON_TAG: reason, TICKET_TAG: ticket}
         run = _create_run(instance, job, options, tags)
-        with live_progress(dsn, settings, run.run_id, console):
+        with live_progress(dsn, settings, run.run_id):
             events = _execute(instance, job, run)
         status = _status(instance, run)
     succeeded = status is dg.DagsterRunStatus.SUCCESS

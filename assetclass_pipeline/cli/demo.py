@@ -144,13 +144,7 @@ def _correct(
         steps.say("Starting Dagster")
         # Here, not above: Dagster takes seconds to import, in which this step should be seen.
         from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
-    run = run_correction(
-        dsn,
-        settings,
-        _OPTIONS,
-        reason="assetclass demo",
-        console=steps.console,
-    )
+    run = run_correction(dsn, settings, _OPTIONS, reason="assetclass demo")
     _require_success(run)
     with steps.shown(), connect(dsn, settings, purpose="demo") as connection:
         steps.say("Validating")

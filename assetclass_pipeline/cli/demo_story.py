@@ -86,14 +86,14 @@ def _wrong(story: Story) -> list[RenderableType]:
     classes = ", ".join(
         f"{entry.asset_class or 'none'} {count(entry.records)}" for entry in before.by_asset_class
     )
-    worst = ", ".join(f"{entry.symbol} ({count(entry.missing)})" for entry in before.by_symbol[:4])
+    worst = ", ".join(f"{entry.symbol} ({count(entry.missing)})" for entry in before.by_symbol[:3])
     return [
         Text(
-            f"{count(before.missing)} of {count(before.total_records)} bars carry no asset_class: "
-            f"the feeds do not say any. {count(before.mismatched)} carry another than their symbol."
+            f"{count(before.missing)} of {count(before.total_records)} bars carry no asset_class, "
+            f"for their feeds have none; {count(before.mismatched)} carry a wrong one."
         ),
         Text(f"Bars by class: {classes}."),
-        Text(f"Most damaged of {count(before.symbols_referenced)} symbols: {worst}."),
+        Text(f"Most damaged of {count(before.symbols_referenced)} symbols (bars): {worst}."),
         Text(""),
         scores_table(before),
     ]

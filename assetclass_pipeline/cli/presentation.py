@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -47,16 +47,15 @@ _COLOURS = {
 
 def for_people() -> Console:
     """Standard output; text is never read as markup, for tickers may contain brackets."""
-    return _console(stderr=False)
+    return _shaped(Console(markup=False, highlight=False, emoji=False))
 
 
-def aside() -> Console:
-    """Standard error: progress and remarks, which no script reads."""
-    return _console(stderr=True)
+def aside(stream: IO[str] | None = None) -> Console:
+    """Standard error, or `stream`: progress and remarks, which no script reads."""
+    return _shaped(Console(file=stream, stderr=True, markup=False, highlight=False, emoji=False))
 
 
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+def _shaped(console: Console) -> Console:
     if console.width > _WIDEST or not console.is_terminal:
         console.width = _WIDEST
     return console
@@ -81,7 +80,7 @@ def print_model(model: "BaseModel") -> None:
 def show_error(message: str) -> None:
     """The message on standard error, behind the word Error."""
     # Not through Rich's wrapping: a message in a log is one that can be searched for.
-    _console(stderr=True).print(Text("Error: ", "bold red") + Text(message), soft_wrap=True)
+    aside().print(Text("Error: ", "bold red") + Text(message), soft_wrap=True)
 
 
 def count(number: int | None) -> str:

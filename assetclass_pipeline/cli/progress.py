@@ -3,6 +3,7 @@
 Belongs here: watching the operation on a connection of its own. Does not: running it.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import psycopg
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from assetclass_pipeline.cli.presentation import count, duration
+from assetclass_pipeline.cli.presentation import aside, count, duration
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.errors import AssetClassError
@@ -34,10 +35,17 @@ _WORDS = {
 
 
 @contextmanager
-def live_progress(
-    dsn: str, settings: Settings, correction_id: str, console: Console
-) -> Iterator[None]:
-    """Show how the operation gets on until the context ends: a bar, or lines without a terminal."""
+def live_progress(dsn: str, settings: Settings, correction_id: str) -> Iterator[None]:
+    """Show on standard error how the operation gets on until the context ends.
+
+    It is a bar on a terminal, else lines.
+    """
+    # A copy of the stream: while a step runs, Dagster sends the stream itself into a log file.
+    with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace") as stream:
+        yield from _shown(dsn, settings, correction_id, aside(stream))
+
+
+def _shown(dsn: str, settings: Settings, correction_id: str, console: Console) -> Iterator[None]:
     ended = threading.Event()
     view: _Bar | _Lines = _Bar(console) if console.is_terminal else _Lines(console)
     watcher = threading.Thread(
@@ -81,6 +89,8 @@ def _figures(operation: Operation) -> str:
     """Rows, speed and time to the end, as far as they are known."""
     if not operation.records_planned:
         return ""
+    if operation.phase in {Phase.PLANNING, Phase.PLANNED}:
+        return f"{count(operation.records_planned)} rows found"
     parts = [f"{count(operation.records_corrected)} of {count(operation.records_planned)} rows"]
     if operation.records_per_second:
         parts.append(f"{count(round(operation.records_per_second))} rows/s")
@@ -100,6 +110,8 @@ class _Bar:
             TextColumn("{task.fields[figures]}"),
             console=console,
             transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._task: TaskID = self._progress.add_task("starting Dagster", total=None, figures="")
 
