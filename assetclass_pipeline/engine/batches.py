@@ -138,37 +138,11 @@ class Worker:
     def correct(self, batch: Batch) -> None:
         """One batch, one transaction: rows, skipped rows and ledger row commit together."""
         started = time.monotonic()
-        work, values = self.work, {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
-        with transaction(self.connection, work.holder.settings) as cursor:
-            stale, has_triggers = look_ahead(cursor, work, values)
-            set_local(cursor, work.holder.settings, **BATCH_SETTINGS)
-            row = cursor.execute(
-                query(
-                    "batch",
-                    "correct_by_address",
-                    backup=work.plan.identifier,
-                    leaf=work.leaves[batch.leaf],
-                    set_updated_at=work.set_updated_at,
-                ),
-                {
-                    **values,
-                    "stale_symbols": stale,
-                    "read_back": work.options.validate_after_each_batch and has_triggers,
-                },
-            ).fetchone()
-            corrected, rewritten, skipped, addresses = row or (0, 0, "{}", None)
-            refuse_rewritten(work, rewritten)
-            if addresses is not None:
-                read_back(cursor, work, work.leaves[batch.leaf], addresses)
-            if skipped != "{}":
-                reason = SkipReason.CLASS_CHANGED if stale else SkipReason.MOVED_OR_CHANGED
-                cursor.execute(
-                    query("batch", "record_skipped"),
-                    {**work.holder.key, "skipped": skipped, "reason": reason.value},
-                )
+        with transaction(self.connection, self.work.holder.settings) as cursor:
+            corrected = self._write(cursor, batch)
             record(
                 cursor,
-                work,
+                self.work,
                 batch,
                 worker=self.number,
                 sweep=0,
@@ -176,6 +150,48 @@ class Worker:
                 skipped=batch.records - corrected,
                 started=started,
             )
+
+    def _write(self, cursor: Cursor[TupleRow], batch: Batch) -> int:
+        """Write what can be written by address, note the rest as skipped; returns rows written."""
+        work, values = self.work, {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
+        leaf = work.leaves.get(batch.leaf)
+        if leaf is None:
+            # Detached or dropped since the plan: the sweep looks for its rows in other leaves.
+            self._skip(
+                cursor, f"{{[{batch.first_seq},{batch.last_seq}]}}", SkipReason.MOVED_OR_CHANGED
+            )
+            return 0
+        stale, has_triggers = look_ahead(cursor, work, values)
+        set_local(cursor, work.holder.settings, **BATCH_SETTINGS)
+        row = cursor.execute(
+            query(
+                "batch",
+                "correct_by_address",
+                backup=work.plan.identifier,
+                leaf=leaf,
+                set_updated_at=work.set_updated_at,
+            ),
+            {
+                **values,
+                "stale_symbols": stale,
+                "read_back": work.options.validate_after_each_batch and has_triggers,
+            },
+        ).fetchone()
+        corrected, rewritten, skipped, addresses = row or (0, 0, "{}", None)
+        refuse_rewritten(work, rewritten)
+        if addresses is not None:
+            read_back(cursor, work, leaf, addresses)
+        if skipped != "{}":
+            self._skip(
+                cursor, skipped, SkipReason.CLASS_CHANGED if stale else SkipReason.MOVED_OR_CHANGED
+            )
+        return int(corrected)
+
+    def _skip(self, cursor: Cursor[TupleRow], seqs: str, reason: SkipReason) -> None:
+        cursor.execute(
+            query("batch", "record_skipped"),
+            {**self.work.holder.key, "skipped": seqs, "reason": reason.value},
+        )
 
 
 def look_ahead(

@@ -94,12 +94,9 @@ class Holder:
         self.stop = Stop()
         self._deadline: float | None = None
         self._ended = threading.Event()
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        with self.connect("claim") as connection, transaction(connection, self.settings) as cursor:
-            cursor.execute(query("operation", "beat"), self._beat_values(self._name))
         self._thread.start()
         return self
 
@@ -196,7 +193,7 @@ class Holder:
     def _hear(self, connection: Connection[TupleRow], *, beat: bool) -> None:
         with transaction(connection, self.settings) as cursor:
             if beat:
-                cursor.execute(query("operation", "beat"), self._beat_values(self._name))
+                cursor.execute(query("operation", "beat"), self._beat_values(holder_name()))
             row = cursor.execute(
                 query("operation", "state"), {"correction_id": self.correction_id}
             ).fetchone()
@@ -219,6 +216,11 @@ class Holder:
                     "timeout if need be."
                 )
             )
+
+
+def holder_name() -> str:
+    """Which process holds an operation, for people."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def fenced(correction_id: UUID) -> OperationFencedError:
@@ -270,11 +272,17 @@ def _claim(connection: Connection[TupleRow], settings: Settings, request: Correc
             claimed = cursor.execute(
                 query("operation", "claim"), {**by_key, "run_id": request.run_id}
             ).fetchone()
+            epoch = int(claimed[0]) if claimed else 0
             cursor.execute(
                 query("operation", "ask"),
                 {**by_key, "wanted": "run", "wanted_by": request.requested_by},
             )
-            return int(claimed[0]) if claimed else 0
+            # The claim is the first heartbeat: one that died right after it would otherwise never
+            # count as silent, and a resumed one would look silent until it beats.
+            cursor.execute(
+                query("operation", "beat"), {**by_key, "epoch": epoch, "holder": holder_name()}
+            )
+            return epoch
     except errors.UniqueViolation:
         raise _in_progress(connection, settings) from None
 

@@ -83,10 +83,12 @@ def _sweep_batch(connection: Connection[TupleRow], work: Work, number: int, seqs
             ),
             values,
         ).fetchone()
-        corrected, rewritten, written = row or (0, 0, [])
+        corrected, rewritten, written, vetoed = row or (0, 0, [], [])
         refuse_rewritten(work, rewritten)
-        left = [seq for seq in seqs if seq not in set(written)]
-        locked = _give_reasons(cursor, work, {"seqs": left, "stale_symbols": stale})
+        left = sorted({*seqs} - {*written})
+        unexplained = sorted({*left} - {*vetoed})
+        locked = _give_reasons(cursor, work, {"seqs": unexplained, "stale_symbols": stale})
+        _set_reason(cursor, work, SkipReason.VETOED, vetoed)
         cursor.execute(query("batch", "remove_skipped"), {**work.holder.key, "seqs": written})
         record(
             cursor,
@@ -112,8 +114,12 @@ def _give_reasons(
     for seq, reason in cursor.fetchall():
         by_reason.setdefault(reason, []).append(seq)
     for reason, seqs in by_reason.items():
-        cursor.execute(
-            query("batch", "set_skip_reason"),
-            {**work.holder.key, "seqs": seqs, "reason": reason},
-        )
+        _set_reason(cursor, work, SkipReason(reason), seqs)
     return len(by_reason.get(SkipReason.LOCKED, []))
+
+
+def _set_reason(cursor: Cursor[TupleRow], work: Work, reason: SkipReason, seqs: list[int]) -> None:
+    cursor.execute(
+        query("batch", "set_skip_reason"),
+        {**work.holder.key, "seqs": seqs, "reason": reason.value},
+    )

@@ -68,7 +68,12 @@ WITH wanted AS MATERIALIZED (
      AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text
     FOR NO KEY UPDATE OF m SKIP LOCKED
 ), taken AS MATERIALIZED (
-    SELECT DISTINCT ON (seq) * FROM found ORDER BY seq
+    -- Of rows alike in everything, the n-th planned one takes the n-th.
+    SELECT * FROM (
+        SELECT f.*, dense_rank() OVER (PARTITION BY f.seq ORDER BY f.leaf, f.address) AS place,
+               dense_rank() OVER (PARTITION BY f.leaf, f.address ORDER BY f.seq) AS turn
+        FROM found f) ranked
+    WHERE place = turn
 ), changed AS (
     UPDATE {market} m
     SET asset_class = t.corrected_asset_class{set_updated_at}
@@ -78,7 +83,10 @@ WITH wanted AS MATERIALIZED (
                          AS as_planned
 )
 SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
-       coalesce(array_agg(seq) FILTER (WHERE as_planned), '{{}}')
+       coalesce(array_agg(seq) FILTER (WHERE as_planned), '{{}}'),
+       -- Locked by us and yet not written: a trigger said no.
+       (SELECT coalesce(array_agg(t.seq), '{{}}') FROM taken t
+        WHERE NOT EXISTS (SELECT FROM changed c WHERE c.seq = t.seq))
 FROM changed
 
 -- name: set_updated_at
