@@ -1,0 +1,522 @@
+"""Traps of design.md section 4: each test falls into one as soon as its guard is taken away.
+
+The guard is named where it is not obvious from the test's name.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from assetclass_pipeline.database.connections import connect, set_local, transaction
+from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.batches import BATCH_SETTINGS, Work, Worker, open_batches
+from assetclass_pipeline.engine.correction import CorrectionRequest, correct
+from assetclass_pipeline.engine.holding import Holder, _claim, hold
+from assetclass_pipeline.engine.plan import PlanState, load_plan
+from assetclass_pipeline.errors import (
+    CorrectionFailedError,
+    OperationFencedError,
+    OperationInProgressError,
+)
+from assetclass_pipeline.model.operation import Operation, Phase, SkipReason, Status
+from assetclass_pipeline_tests.engine.conftest import MakeMarket
+from assetclass_pipeline_tests.engine.runs import (
+    correct_now,
+    operation_of,
+    plan_now,
+    proof_of,
+    report_of,
+    request_of,
+    tables_of,
+)
+from assetclass_pipeline_tests.market import Bar, Market
+
+# Rows of the table and of a batch, half of them to be corrected.
+SIZES = ((20_000, 10_000), (20_000, 100), (2_000, 1_000))
+REFERENCE = (("AAPL", "STOCK"), ("MSFT", "STOCK"), ("BTC", "CRYPTO"), ("EUR", "FOREX"))
+
+
+def small(market: Market) -> Market:
+    """Twelve missing rows, three of each symbol; ids 1..12."""
+    market.list_symbols(*REFERENCE)
+    return market.add(Bar(n, REFERENCE[n % 4][0]) for n in range(1, 13))
+
+
+def right() -> dict[Any, str | None]:
+    """What every row of `small` should become."""
+    return {n: REFERENCE[n % 4][1] for n in range(1, 13)}
+
+
+def detach(market: Market) -> None:
+    """Take the first partition out of the table; it stays with its rows."""
+    statement: LiteralString = "ALTER TABLE {} DETACH PARTITION {}"
+    market.execute(statement, market.market_identifier, market.part(1))
+
+
+def assert_accounted(market: Market, operation: Operation) -> None:
+    """Every planned row is corrected or skipped with a reason."""
+    proof = proof_of(market, operation.correction_id)
+    assert (proof.unaccounted, proof.open) == (0, 0)
+
+
+class TestOneOperation:
+    """The partial unique index, the epoch and the heartbeat."""
+
+    def test_a_late_worker_of_an_older_epoch_cannot_commit(self, market: Market) -> None:
+        """Guard: the ledger row is inserted from the operation row of the worker's epoch."""
+        request = request_of(workers=1)
+        plan_now(small(market), request)
+        with (
+            hold(market.dsn, market.settings, request) as holder,
+            late_worker(market, holder, request) as (worker, work),
+        ):
+            batch = open_batches(worker.connection, work)[0]
+            market.execute("UPDATE assetclass.operation SET epoch = epoch + 1")
+            with pytest.raises(OperationFencedError):
+                worker.correct(batch)
+            market.execute("UPDATE assetclass.operation SET epoch = epoch - 1")
+        assert set(market.classes().values()) == {None}
+
+    def test_a_worker_of_an_ended_operation_cannot_commit(self, market: Market) -> None:
+        request = request_of(workers=1)
+        plan_now(small(market), request)
+        with (
+            hold(market.dsn, market.settings, request) as holder,
+            late_worker(market, holder, request) as (worker, work),
+        ):
+            batch = open_batches(worker.connection, work)[0]
+            market.execute("UPDATE assetclass.operation SET status = 'interrupted'")
+            with pytest.raises(OperationFencedError):
+                worker.correct(batch)
+        assert set(market.classes().values()) == {None}
+
+    def test_the_second_one_gets_the_conflict_and_its_name(self, market: Market) -> None:
+        first = request_of()
+        with hold(small(market).dsn, market.settings, first):
+            with pytest.raises(OperationInProgressError) as refused:
+                correct_now(market)
+            with pytest.raises(OperationInProgressError):
+                correct_now(market, first)
+        assert refused.value.correction_id == first.correction_id
+        assert refused.value.exit_status == 3
+        assert set(market.classes().values()) == {None}
+
+    def test_of_two_at_the_same_moment_exactly_one_wins(self, market: Market) -> None:
+        ready, done = threading.Barrier(4), threading.Barrier(4)
+        won, refused = [], []
+
+        def claim() -> None:
+            request = request_of()
+            ready.wait(10)
+            try:
+                with hold(market.dsn, market.settings, request):
+                    won.append(request.correction_id)
+                    done.wait(20)
+            except OperationInProgressError as error:
+                refused.append(error.correction_id)
+                done.wait(20)
+
+        threads = [threading.Thread(target=claim) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert set(refused) == set(won)
+        assert len(refused) == 3
+
+    def test_a_silent_owner_is_given_up_and_its_work_taken_over(self, market: Market) -> None:
+        request = request_of()
+        plan_now(small(market), request, park=False)
+        market.execute(
+            "UPDATE assetclass.operation_heartbeat "
+            "SET holder = 'gone:1', beat_at = clock_timestamp() - interval '10 s'"
+        )
+        other = correct_now(market, max_records_to_process=1)
+        assert operation_of(market, request.correction_id).status is Status.INTERRUPTED
+        assert other.records_corrected == 1
+        resumed = correct_now(market, request)
+        assert resumed.status is Status.SUCCEEDED
+        assert resumed.records_corrected == 11
+        assert market.classes() == right()
+
+    def test_an_owner_that_died_before_its_first_heartbeat_blocks_nobody(
+        self, market: Market
+    ) -> None:
+        """Guard: the claim itself is the first heartbeat."""
+        small(market)
+        with connect(market.dsn, market.settings, purpose="test") as connection:
+            _claim(connection, market.settings, request_of())
+        market.execute(
+            "UPDATE assetclass.operation_heartbeat SET beat_at = beat_at - interval '10 s'"
+        )
+        assert correct_now(market).status is Status.SUCCEEDED
+
+    def test_a_resumed_one_does_not_look_silent_before_its_first_heartbeat(
+        self, market: Market
+    ) -> None:
+        """Guard: as above; the heartbeat of its first life is old."""
+        request = request_of()
+        plan_now(small(market), request)
+        market.execute(
+            "UPDATE assetclass.operation_heartbeat SET beat_at = beat_at - interval '1 hour'"
+        )
+        with connect(market.dsn, market.settings, purpose="test") as connection:
+            _claim(connection, market.settings, request)
+            with pytest.raises(OperationInProgressError):
+                correct_now(market)
+
+    def test_a_beating_owner_is_not_given_up(self, market: Market) -> None:
+        with hold(small(market).dsn, market.settings, request_of()) as holder:
+            threading.Event().wait(market.settings.heartbeat_stale_after + 0.7)
+            with pytest.raises(OperationInProgressError):
+                correct_now(market)
+            assert not holder.stop.is_set()
+
+
+class TestOthersChangeRows:
+    """Compare-and-set: what anybody else did between plan and batch stays."""
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ("UPDATE {} SET asset_class = 'THEIRS' WHERE id = 5", SkipReason.CHANGED_BY_OTHERS),
+            ("UPDATE {} SET asset_class = '' WHERE id = 5", SkipReason.CHANGED_BY_OTHERS),
+            ("UPDATE {} SET symbol = 'UNKNOWN' WHERE id = 5", SkipReason.CHANGED_BY_OTHERS),
+            ("DELETE FROM {} WHERE id = 5", SkipReason.DELETED),
+        ],
+    )
+    def test_between_plan_and_batch(
+        self, market: Market, change: LiteralString, reason: SkipReason
+    ) -> None:
+        request = request_of(batch_size=4)
+        plan_now(small(market), request)
+        market.execute(change, market.market_identifier)
+        stored: LiteralString = "SELECT m::text FROM {} m WHERE id = 5"
+        theirs = market.rows(stored, market.market_identifier)
+
+        operation = correct_now(market, request)
+
+        assert operation.skipped_by_reason == {reason: 1}
+        assert market.rows(stored, market.market_identifier) == theirs
+        assert {**market.classes(), 5: None} == {**right(), 5: None}
+        assert sum(change.records for change in operation.changes) == 11
+        assert_accounted(market, operation)
+
+    def test_locked_rows_are_left_and_named(self, market: Market) -> None:
+        """Guard: SKIP LOCKED; a batch that waited would end in the lock timeout."""
+        request = request_of(batch_size=4, retry={"tries": 1})
+        plan_now(small(market), request)
+        with psycopg.connect(market.dsn) as other:
+            other.execute("SELECT FROM market_data WHERE id IN (3, 7) FOR UPDATE")
+            operation = correct_now(market, request)
+        assert operation.skipped_by_reason == {SkipReason.LOCKED: 2}
+        assert {**market.classes(), 3: None, 7: None} == {**right(), 3: None, 7: None}
+        assert_accounted(market, operation)
+        assert correct_now(market).records_corrected == 2
+
+    def test_rows_that_are_locked_for_a_moment_are_written_by_the_sweep(
+        self, market: Market
+    ) -> None:
+        request = request_of(batch_size=4)
+        plan_now(small(market), request)
+        with psycopg.connect(market.dsn) as other:
+            other.execute("SELECT FROM market_data WHERE id = 3 FOR UPDATE")
+
+            def release(operation: Operation) -> None:
+                if operation.phase is Phase.SWEEPING:
+                    other.rollback()
+
+            operation = correct(market.dsn, market.settings, request, observe=release)
+        assert operation.skipped_by_reason == {}
+        assert market.classes() == right()
+
+    @pytest.mark.parametrize("partitioning", ["plain", "nested"])
+    @pytest.mark.parametrize(
+        "move",
+        ["UPDATE {} SET close = close + 1", "VACUUM FULL {}", "CLUSTER {} USING by_id"],
+    )
+    def test_rows_that_merely_moved_are_found_again(
+        self, make_market: MakeMarket, partitioning: str, move: LiteralString
+    ) -> None:
+        market = small(make_market(partitioning=partitioning))
+        if partitioning == "plain" or "CLUSTER" not in move:
+            market.execute("CREATE INDEX by_id ON {} (id DESC)", market.market_identifier)
+        else:
+            pytest.skip("CLUSTER of a partitioned table came with PostgreSQL 15")
+        market.execute("DELETE FROM {} WHERE id < 3", market.market_identifier)
+        request = request_of(batch_size=4)
+        plan_now(market, request)
+        market.execute(move, market.market_identifier)
+        operation = correct_now(market, request)
+        assert operation.skipped_by_reason == {}
+        assert operation.records_corrected == 10
+        assert market.classes() == {n: c for n, c in right().items() if n > 2}
+        assert_accounted(market, operation)
+
+    def test_rows_that_moved_to_another_partition_are_found_again(
+        self, make_market: MakeMarket
+    ) -> None:
+        market = small(make_market(partitioning="hash", key=""))
+        request = request_of(batch_size=4)
+        plan_now(market, request)
+        market.execute(
+            "ALTER TABLE {} DETACH PARTITION {}", market.market_identifier, market.part(1)
+        )
+        market.execute("ALTER TABLE {} RENAME TO old_part", market.part(1))
+        market.execute(
+            "CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (MODULUS 3, REMAINDER 0)",
+            market.part(1),
+            market.market_identifier,
+        )
+        market.execute("INSERT INTO {} SELECT * FROM old_part", market.market_identifier)
+        operation = correct_now(market, request)
+        assert operation.skipped_by_reason == {}
+        assert market.classes() == right()
+
+    def test_a_detached_partition_is_left_alone(self, make_market: MakeMarket) -> None:
+        market = small(make_market(partitioning="hash", key=""))
+        request = request_of(batch_size=4)
+        plan_now(market, request)
+        gone = market.value("SELECT count(*) FROM {}", market.part(1))
+        market.execute(
+            "ALTER TABLE {} DETACH PARTITION {}", market.market_identifier, market.part(1)
+        )
+        operation = correct_now(market, request)
+        assert operation.skipped_by_reason == {SkipReason.DELETED: gone}
+        assert operation.records_corrected == 12 - gone
+        assert market.value("SELECT count(asset_class) FROM {}", market.part(1)) == 0
+        assert_accounted(market, operation)
+
+    def test_reused_addresses_do_not_get_the_class_of_the_row_before(
+        self, make_market: MakeMarket
+    ) -> None:
+        """Guard: symbol and time are compared, for NULL ids are all alike."""
+        market = make_market(key="").list_symbols(*REFERENCE)
+        market.add(Bar(None, "AAPL") for _ in range(10))
+        request = request_of(batch_size=4)
+        plan_now(market, request)
+        market.execute("DELETE FROM {}", market.market_identifier)
+        market.execute("VACUUM {}", market.market_identifier)
+        market.add(Bar(None, "BTC") for _ in range(10))
+        operation = correct_now(market, request)
+        classes = market.rows("SELECT asset_class FROM {}", market.market_identifier)
+        assert set(classes) <= {(None,), ("CRYPTO",)}
+        assert operation.skipped_by_reason["deleted"] == 10
+
+    def test_rows_alike_in_everything_are_all_written(self, make_market: MakeMarket) -> None:
+        """Rows without a key that moved: each planned row takes one of them."""
+        market = make_market(key="").list_symbols(*REFERENCE)
+        market.add(Bar(7, "AAPL") for _ in range(10))
+        request = request_of(batch_size=5)
+        plan_now(market, request)
+        market.execute("VACUUM FULL {}", market.market_identifier)
+        market.execute("UPDATE {} SET close = 2", market.market_identifier)
+        operation = correct_now(market, request)
+        assert operation.records_corrected == 10
+        assert market.rows("SELECT DISTINCT asset_class FROM {}", market.market_identifier) == [
+            ("STOCK",)
+        ]
+
+    def test_rows_that_come_during_the_run_are_corrected_too(self, market: Market) -> None:
+        small(market)
+
+        def feed(operation: Operation) -> None:
+            if operation.phase is Phase.SWEEPING and 100 not in market.classes():
+                market.add(Bar(n, "BTC") for n in range(100, 140))
+                market.execute("DELETE FROM {} WHERE id < 3", market.market_identifier)
+
+        operation = correct(market.dsn, market.settings, request_of(batch_size=4), observe=feed)
+        assert operation.records_corrected == 52
+        assert operation.skipped_by_reason == {}
+        assert report_of(market).correctable == 0
+        assert_accounted(market, operation)
+
+    def test_late_rows_are_not_hidden_by_rows_that_were_deleted(self, market: Market) -> None:
+        """What is late is counted by row, not as correctable rows minus skipped ones."""
+        request = request_of(batch_size=4)
+        plan_now(small(market), request)
+        market.execute("DELETE FROM {} WHERE id < 7", market.market_identifier)
+        market.add(Bar(n, "BTC") for n in range(100, 105))
+        operation = correct_now(market, request)
+        assert operation.skipped_by_reason == {SkipReason.DELETED: 6}
+        assert report_of(market).correctable == 0
+
+
+class TestOthersChangeTheReference:
+    """The class is derived again at write time."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "UPDATE {} SET asset_class = 'ETF' WHERE ticker = 'BTC'",
+            "UPDATE {} SET ticker = 'XBT' WHERE ticker = 'BTC'",
+            "DELETE FROM {} WHERE ticker = 'BTC'",
+            "INSERT INTO {} (ticker, asset_class) VALUES ('BTC', 'ETF')",
+            "UPDATE {} SET asset_class = ' ' WHERE ticker = 'BTC'",
+        ],
+    )
+    @pytest.mark.parametrize("moved", [False, True])
+    def test_a_class_that_symbols_no_longer_holds_is_not_written(
+        self, market: Market, change: LiteralString, moved: bool
+    ) -> None:
+        request = request_of(batch_size=4)
+        plan_now(small(market), request)
+        market.execute(change, market.symbols_identifier)
+        if moved:
+            market.execute("VACUUM FULL {}", market.market_identifier)
+        operation = correct_now(market, request)
+        assert operation.skipped_by_reason == {SkipReason.CLASS_CHANGED: 3}
+        kept = {n: None if c == "CRYPTO" else c for n, c in right().items()}
+        assert market.classes() == kept
+        assert_accounted(market, operation)
+
+    def test_a_renamed_ticker_does_not_get_the_class_of_its_old_name(self, market: Market) -> None:
+        """Guard: the sweep compares the symbol too, not only key and old value."""
+        request = request_of(batch_size=4)
+        plan_now(small(market), request)
+        market.execute(
+            "UPDATE {} SET symbol = 'EUR' WHERE symbol = 'BTC'", market.market_identifier
+        )
+        operation = correct_now(market, request)
+        assert "CRYPTO" not in market.classes().values()
+        assert_accounted(market, operation)
+
+
+class TestTriggers:
+    """RETURNING and the read-back are believed, never the row count."""
+
+    def trigger(self, market: Market, moment: LiteralString, body: LiteralString) -> None:
+        market.execute(
+            "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            + body
+            + " END $$"
+        )
+        market.execute(
+            "CREATE TRIGGER meddle " + moment + " UPDATE ON {} FOR EACH ROW "
+            "EXECUTE FUNCTION meddle()",
+            market.market_identifier,
+        )
+
+    def test_one_that_rewrites_the_value_stops_the_correction(self, market: Market) -> None:
+        self.trigger(small(market), "BEFORE", "new.asset_class := 'other'; RETURN new;")
+        with pytest.raises(CorrectionFailedError, match="trigger"):
+            correct_now(market, request := request_of())
+        assert set(market.classes().values()) == {None}
+        assert operation_of(market, request.correction_id).status is Status.FAILED
+
+    def test_one_that_writes_after_us_stops_the_correction(self, market: Market) -> None:
+        self.trigger(
+            small(market),
+            "AFTER",
+            "IF pg_trigger_depth() = 1 THEN UPDATE public.market_data "
+            "SET asset_class = 'other' WHERE id = new.id; END IF; RETURN NULL;",
+        )
+        with pytest.raises(CorrectionFailedError, match="trigger"):
+            correct_now(market)
+        assert set(market.classes().values()) == {None}
+
+    @pytest.mark.parametrize("moved", [False, True])
+    def test_one_that_vetoes_leaves_rows_with_their_reason(
+        self, market: Market, moved: bool
+    ) -> None:
+        body: LiteralString = "IF new.id = 5 THEN RETURN NULL; END IF; RETURN new;"
+        self.trigger(small(market), "BEFORE", body)
+        request = request_of(batch_size=4)
+        plan_now(market, request)
+        if moved:
+            market.execute("VACUUM FULL {}", market.market_identifier)
+        operation = correct_now(market, request)
+        assert operation.skipped_by_reason == {SkipReason.VETOED: 1}
+        assert market.classes() == {**right(), 5: None}
+        assert_accounted(market, operation)
+
+    def test_every_batch_reads_committed_rows_whatever_the_role_defaults_to(
+        self, market: Market
+    ) -> None:
+        market.execute("CREATE TABLE seen (isolation text, read_only text)")
+        self.trigger(
+            small(market),
+            "BEFORE",
+            "INSERT INTO public.seen VALUES (current_setting('transaction_isolation'), "
+            "current_setting('transaction_read_only')); RETURN new;",
+        )
+        database = sql.Identifier(market.connection.info.dbname)
+        market.execute(
+            "ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'", database
+        )
+        market.execute("ALTER DATABASE {} SET default_transaction_read_only = on", database)
+        correct_now(market)
+        assert set(market.rows("SELECT * FROM seen")) == {("read committed", "off")}
+
+
+class TestPlan:
+    """Only the physical address drives the batch's join."""
+
+    @pytest.mark.every_postgres
+    @pytest.mark.parametrize(("records", "batch_size"), SIZES)
+    @pytest.mark.parametrize("analysed", [True, False])
+    def test_rows_are_found_by_their_address(
+        self, market: Market, records: int, batch_size: int, analysed: bool
+    ) -> None:
+        market.fill(records, missing_every=2)
+        market.execute("CREATE INDEX ON {} (symbol)", market.market_identifier)
+        if not analysed:
+            market.execute("DELETE FROM pg_statistic WHERE starelid = 'market_data'::regclass")
+        request = request_of(batch_size=batch_size, workers=1)
+        plan_now(market, request)
+        with (
+            hold(market.dsn, market.settings, request) as holder,
+            late_worker(market, holder, request) as (worker, work),
+        ):
+            batch = open_batches(worker.connection, work)[0]
+            statement = query(
+                "batch",
+                "correct_by_address",
+                backup=work.plan.identifier,
+                leaf=work.leaves[batch.leaf],
+                set_updated_at=work.set_updated_at,
+            )
+            values = {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
+            with transaction(worker.connection, market.settings) as cursor:
+                set_local(cursor, market.settings, **BATCH_SETTINGS)
+                cursor.execute(
+                    sql.SQL("EXPLAIN (FORMAT JSON) ") + statement,
+                    {**values, "stale_symbols": [], "read_back": False},
+                )
+                row = cursor.fetchone()
+        assert row is not None
+        nodes = list(plan_nodes(row[0][0]["Plan"]))
+        of_market = [node for node in nodes if node.get("Relation Name") == "market_data"]
+        on_market = {node["Node Type"] for node in of_market}
+        assert on_market == {"Tid Scan", "ModifyTable"}, json.dumps(nodes)[:2000]
+        assert not {n["Node Type"] for n in nodes} & {"Hash Join", "Merge Join"}
+
+
+def plan_nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan's nodes, each without those below it."""
+    yield {name: value for name, value in node.items() if name != "Plans"}
+    for below in node.get("Plans", []):
+        yield from plan_nodes(below)
+
+
+@contextmanager
+def late_worker(
+    market: Market, holder: Holder, request: CorrectionRequest
+) -> Iterator[tuple[Worker, Work]]:
+    """A worker of a held operation, to be driven by hand."""
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        state = load_plan(connection, holder)
+    assert isinstance(state, PlanState)
+    work = Work(holder, tables_of(market), state, request.options)
+    worker = Worker(work, 1)
+    try:
+        yield worker, work
+    finally:
+        worker.close()
