@@ -351,13 +351,15 @@ def show_status(console: Console, status: "OperationStatus") -> None:
             Text("None that changed rows is on record; --include-all shows the others as well.")
         )
         return
-    made = table("correctionId", "kind", "status", "started", "corrected", right=("corrected",))
+    made = table(
+        "correctionId", "kind", "status", "started (UTC)", "corrected", right=("corrected",)
+    )
     for operation in status.recent_operations:
         made.add_row(
             operation.correction_id,
             "dry run" if operation.dry_run else str(operation.kind),
             status_text(str(operation.status)),
-            _moment(operation.started_at) or "-",
+            (_moment(operation.started_at) or "-").removesuffix(" UTC"),
             count(operation.records_corrected),
         )
     console.print(section("Recent operations, newest first", made))

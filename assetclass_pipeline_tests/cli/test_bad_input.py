@@ -58,7 +58,7 @@ def refused_in_json(finished: Finished, status: int, code: str) -> dict[str, obj
         ),
         (["execute", "--batchsize", "10"], ["--batchsize", "assetclass execute --help"]),
         (["analyze", "everything"], ["everything", "assetclass analyze --help"]),
-        (["exectue"], ["exectue", "execute"]),
+        (["executes"], ["executes", "Did you mean"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

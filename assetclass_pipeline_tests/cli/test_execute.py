@@ -65,6 +65,7 @@ def test_it_corrects_as_a_dagster_run_and_says_so_in_one_document(
     assert shown == operation
     listed = assetclass("status", "--json").document["recentOperations"]
     assert [entry["correctionId"] for entry in listed] == [operation["correctionId"]]
+    assert operation["correctionId"] in assetclass("status").out
     people = assetclass("status", operation["correctionId"]).out
     assert "1,000 corrected of 1,000 planned" in people
     assert operation["backupTable"] in people
