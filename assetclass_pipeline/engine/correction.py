@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
@@ -29,6 +30,11 @@ from assetclass_pipeline.engine.plan import (
     scan_leaves,
 )
 from assetclass_pipeline.engine.sweeping import next_pass, sweep
+from assetclass_pipeline.errors import (
+    AssetClassError,
+    CorrectionFailedError,
+    DatabaseUnavailableError,
+)
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -149,7 +155,20 @@ def _begun(
         )
         with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
             options, scope = _as_begun(connection, holder)
-            yield Correction(holder, connection, tables, options, scope, observe)
+            try:
+                yield Correction(holder, connection, tables, options, scope, observe)
+            except psycopg.Error as error:
+                raise _explained(error) from error
+
+
+def _explained(error: psycopg.Error) -> AssetClassError:
+    """The typed error of what PostgreSQL refused outside the batches, without SQL text."""
+    said = error.diag.message_primary or (str(error).splitlines() or [type(error).__name__])[0]
+    kind = DatabaseUnavailableError if error.sqlstate is None else CorrectionFailedError
+    return kind(
+        f"PostgreSQL ended the correction: {said}. Everything committed so far stays; run it again "
+        "to go on where it stopped."
+    )
 
 
 def _as_begun(

@@ -190,7 +190,8 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
             after.add(leaf.oid, int(row[0]) if row else 0)
             after.scanned[leaf.oid] = end
             _store(scan.holder, cursor, after)
-    except errors.DataError as error:
+    except (errors.DataError, errors.IntegrityError) as error:
+        # The second is a domain's own check.
         raise CorrectionFailedError(
             f"A class of {scan.tables.symbols_name} does not fit asset_class of "
             f"{scan.tables.market_name} ({scan.tables.asset_class_type}): "
