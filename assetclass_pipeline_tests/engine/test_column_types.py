@@ -1,0 +1,172 @@
+"""Tables as people have them: enums, short and padded columns, dates, no updated_at, collations."""
+
+from datetime import date
+from typing import LiteralString
+
+import pytest
+from psycopg import sql
+
+from assetclass_pipeline.errors import CorrectionFailedError
+from assetclass_pipeline.model.months import Calendar
+from assetclass_pipeline.model.operation import Operation, Status
+from assetclass_pipeline_tests.engine.conftest import MakeMarket
+from assetclass_pipeline_tests.engine.runs import (
+    correct_now,
+    operation_of,
+    plan_now,
+    report_of,
+    request_of,
+)
+from assetclass_pipeline_tests.market import Bar, Market
+
+MONTHS = Calendar(date(2023, 1, 1), date(2024, 12, 1))
+
+
+def damaged(market: Market, *, empty: bool = True) -> Market:
+    """A missing, an empty (where the type has one), a wrong and a right row."""
+    market.list_symbols(("AAPL", "STOCK"), ("BTC", "CRYPTO"))
+    market.add(
+        [Bar(1, "AAPL"), Bar(3, "AAPL", asset_class="CRYPTO"), Bar(4, "BTC", None, "CRYPTO")]
+    )
+    return market.add([Bar(2, "BTC", asset_class="" if empty else None)])
+
+
+def assert_corrected(market: Market) -> Operation:
+    """Missing ones first, then the wrong one; nothing is left."""
+    assert correct_now(market).records_corrected == 2
+    operation = correct_now(market, overwrite_existing_values=True)
+    assert operation.records_corrected == 1
+    classes = {number: str(value).rstrip() for number, value in market.classes().items()}
+    assert classes == {1: "STOCK", 2: "CRYPTO", 3: "STOCK", 4: "CRYPTO"}
+    report = report_of(market)
+    assert (report.correctable, report.mismatched, report.quality_score) == (0, 0, 100)
+    assert correct_now(market, overwrite_existing_values=True).records_planned == 0
+    return operation
+
+
+@pytest.mark.every_postgres
+@pytest.mark.parametrize(
+    "class_type", ["text", "varchar", "varchar(6)", "char(10)", 'varchar(20) COLLATE "POSIX"']
+)
+def test_text_of_every_kind(make_market: MakeMarket, class_type: str) -> None:
+    assert_corrected(damaged(make_market(class_type=class_type)))
+
+
+def test_an_enum_which_knows_no_empty_string(market: Market) -> None:
+    market.execute("CREATE TYPE kind AS ENUM ('STOCK', 'CRYPTO')")
+    market.execute(
+        "ALTER TABLE {} ALTER asset_class TYPE kind USING NULL", market.market_identifier
+    )
+    assert_corrected(damaged(market, empty=False))
+
+
+def test_a_domain(market: Market) -> None:
+    market.execute("CREATE DOMAIN class_name AS varchar(10) CHECK (VALUE <> 'NONSENSE')")
+    market.execute("ALTER TABLE {} ALTER asset_class TYPE class_name", market.market_identifier)
+    assert_corrected(damaged(market))
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "TYPE varchar(4)",
+        "TYPE char(4)",
+        "TYPE short_enum USING NULL",
+        "TYPE never_stock",
+    ],
+)
+def test_a_class_that_does_not_fit_changes_nothing(
+    market: Market, definition: LiteralString
+) -> None:
+    """Guard: the class is assigned, for a cast to varchar(4) would cut it."""
+    market.execute("CREATE TYPE short_enum AS ENUM ('CRYPTO')")
+    market.execute("CREATE DOMAIN never_stock AS text CHECK (VALUE <> 'STOCK')")
+    statement: LiteralString = "ALTER TABLE {} ALTER asset_class "
+    market.execute(statement + definition, market.market_identifier)
+    market.list_symbols(("AAPL", "STOCK"), ("BTC", "CRYPTO")).add([Bar(1, "AAPL"), Bar(2, "BTC")])
+    request = request_of()
+    with pytest.raises(CorrectionFailedError, match=r"symbols.*does not fit asset_class"):
+        correct_now(market, request)
+    assert operation_of(market, request.correction_id).status is Status.FAILED
+    assert set(market.classes().values()) == {None}
+
+
+def test_a_constraint_of_the_table_is_a_typed_error(market: Market) -> None:
+    damaged(market).execute(
+        "ALTER TABLE {} ADD CHECK (asset_class <> 'STOCK')", market.market_identifier
+    )
+    with pytest.raises(CorrectionFailedError, match="check constraint"):
+        correct_now(market)
+    assert market.classes()[1] is None
+
+
+@pytest.mark.parametrize(
+    ("timestamp_type", "inside", "outside"),
+    [
+        ("date", ["2024-02-01", "2024-02-29"], ["2024-01-31", "2024-03-01", "infinity", None]),
+        (
+            "timestamp",
+            ["2024-02-01 00:00", "2024-02-29 23:59:59.999999"],
+            ["2024-01-31 23:59:59.999999", "2024-03-01 00:00", "-infinity", None],
+        ),
+        (
+            "timestamptz",
+            ["2024-01-31 16:00-08", "2024-03-01 00:59:59+01"],
+            ["2024-02-01 00:59:59+01", "2024-02-29 16:00-08", "0001-01-01 00:00+00", None],
+        ),
+    ],
+)
+def test_months_of_every_kind_of_time(
+    make_market: MakeMarket, timestamp_type: str, inside: list[str], outside: list[str | None]
+) -> None:
+    """Months are UTC, whatever time zone the database prefers."""
+    market = make_market(timestamp_type=timestamp_type).list_symbols(("AAPL", "STOCK"))
+    market.add(Bar(n, "AAPL", time) for n, time in enumerate([*inside, *outside]))
+    database = sql.Identifier(market.connection.info.dbname)
+    market.execute("ALTER DATABASE {} SET timezone = 'Asia/Tokyo'", database)
+    request = request_of(scope=MONTHS.range_of("2024-02-01", "2024-02-01"))
+    correct_now(market, request)
+    corrected = {number for number, value in market.classes().items() if value == "STOCK"}
+    assert corrected == set(range(len(inside)))
+    february = {part.partition: part for part in report_of(market).by_partition}["2024-02-01"]
+    assert (february.records, february.correctable) == (len(inside), 0)
+
+
+def test_without_updated_at(make_market: MakeMarket) -> None:
+    assert_corrected(damaged(make_market(has_updated_at=False)))
+
+
+def test_updated_at_is_set_on_changed_rows_only(market: Market) -> None:
+    correct_now(damaged(market))
+    stamped = "SELECT id, updated_at IS NOT NULL FROM {} ORDER BY id"
+    assert market.rows(stamped, market.market_identifier) == [
+        (1, True), (2, True), (3, False), (4, False),
+    ]  # fmt: skip
+
+
+def test_columns_of_different_collations(market: Market) -> None:
+    """Guard: everything is compared under "C"."""
+    for table, column, collation in (
+        (market.market_identifier, "symbol", '"POSIX"'),
+        (market.market_identifier, "asset_class", '"C"'),
+        (market.symbols_identifier, "ticker", '"C"'),
+        (market.symbols_identifier, "asset_class", '"POSIX"'),
+    ):
+        statement: LiteralString = (
+            "ALTER TABLE {} ALTER " + column + " TYPE text COLLATE " + collation
+        )
+        market.execute(statement, table)
+    assert_corrected(damaged(market))
+
+
+@pytest.mark.parametrize("id_type", ["uuid", "text", "numeric"])
+def test_keys_of_other_types(make_market: MakeMarket, id_type: str) -> None:
+    """Found again by key after they moved, too."""
+    market = make_market(id_type=id_type).list_symbols(("AAPL", "STOCK"))
+    key = "00000000-0000-0000-0000-000000000001" if id_type == "uuid" else "7"
+    market.add([Bar(key, "AAPL")])
+    request = request_of()
+    plan_now(market, request)
+    market.execute("UPDATE {} SET close = 2", market.market_identifier)
+    assert correct_now(market, request).records_corrected == 1
+    assert set(market.classes().values()) == {"STOCK"}
