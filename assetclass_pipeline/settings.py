@@ -48,6 +48,9 @@ class SessionLimits(BaseModel):
     lock_timeout: float = Field(0.8, gt=0, description="seconds a statement may wait for a lock")
     statement_timeout: float = Field(300, gt=0, description="seconds one statement may take")
     idle_in_transaction_timeout: float = Field(60, gt=0)
+    scan_timeout: float = Field(
+        7200, gt=0, description="seconds a statement may take that reads a whole table"
+    )
 
 
 class Settings(BaseSettings):

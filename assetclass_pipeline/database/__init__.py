@@ -1,0 +1,1 @@
+"""Servers, connections, migrations, the market tables and every SQL statement."""

@@ -151,6 +151,28 @@ def transaction(
         yield cursor
 
 
+@contextmanager
+def scan(
+    connection: psycopg.Connection[TupleRow], settings: Settings, *, snapshot: bool = False
+) -> Iterator[psycopg.Cursor[TupleRow]]:
+    """A read-only transaction for statements that read a whole table: all cores, time, memory.
+
+    64 MB hold the counts of a few hundred thousand groups; without the two costs at 0 the planner,
+    which cannot estimate how many months there are, counts on one core (measured: 1.3 to 1.6 x).
+    """
+    with transaction(
+        connection,
+        settings,
+        read_only=True,
+        snapshot=snapshot,
+        statement_timeout=_milliseconds(settings.session.scan_timeout),
+        work_mem="64MB",
+        parallel_setup_cost="0",
+        parallel_tuple_cost="0",
+    ) as cursor:
+        yield cursor
+
+
 def set_local(cursor: psycopg.Cursor[TupleRow], settings: Settings, **local_settings: str) -> None:
     """Apply our limits, then `local_settings`, to the transaction that is open on `cursor`."""
     values = {**_session_settings(settings.session), **local_settings}

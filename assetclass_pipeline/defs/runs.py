@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.defs.partitions import PARTITION_TAG, RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.engine.correction import CorrectionRequest
-from assetclass_pipeline.engine.operations import resume_or_new_id
+from assetclass_pipeline.engine.operations import operation_of_run, resume_or_new_id
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -108,13 +108,10 @@ def describe_progress(operation: Operation) -> str:
 def _operation_of(
     run: dg.DagsterRun, connection: Connection[TupleRow], settings: Settings
 ) -> tuple[str, str | None]:
-    root = run.root_run_id or run.run_id
-    correction_id, retry_of = resume_or_new_id(connection, settings, root, run.run_id)
-    parent = run.parent_run_id
-    if retry_of is None or parent in {None, root} or parent is None:
-        return correction_id, retry_of
-    # The root's operation ended well; its parent is the retry that may have to go on.
-    return resume_or_new_id(connection, settings, parent, run.run_id)
+    # A parent may have worked on the operation of a run before it: ask what it did, not its name.
+    parent = run.parent_run_id and operation_of_run(connection, settings, run.parent_run_id)
+    root = parent or run.root_run_id or run.run_id
+    return resume_or_new_id(connection, settings, root, run.run_id)
 
 
 def _requester(tags: Mapping[str, str]) -> str:

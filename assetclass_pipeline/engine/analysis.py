@@ -13,7 +13,7 @@ from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
-from assetclass_pipeline.database.connections import set_local, transaction
+from assetclass_pipeline.database.connections import scan, transaction
 from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.conditions import blanks_of, in_scope
@@ -31,11 +31,6 @@ from assetclass_pipeline.model.quality import (
     percent,
 )
 from assetclass_pipeline.settings import Settings
-
-# 64 MB hold the counts of a few hundred thousand groups; without the two costs at 0 the planner,
-# which cannot estimate how many months there are, counts on one core (measured: 1.3 to 1.6 x).
-MEMORY = "64MB"
-SCAN_SETTINGS = {"work_mem": MEMORY, "parallel_setup_cost": "0", "parallel_tuple_cost": "0"}
 
 
 def analyse(
@@ -61,8 +56,7 @@ def analyse(
         timestamp_type=sql.SQL(tables.timestamp_type),
         in_scope=scoped.text,
     )
-    with transaction(connection, settings, read_only=True) as cursor:
-        set_local(cursor, settings, **SCAN_SETTINGS)
+    with scan(connection, settings) as cursor:
         cursor.execute(
             statement,
             {
@@ -135,7 +129,7 @@ def any_correctable(
     connection: Connection[TupleRow], tables: MarketTables, settings: Settings
 ) -> bool:
     """Whether a correction with default options would change any row: the nightly question."""
-    with transaction(connection, settings, read_only=True, work_mem=MEMORY) as cursor:
+    with scan(connection, settings) as cursor:
         cursor.execute(
             _on_correctable("any_correctable", tables), {"blanks": blanks_of(connection)}
         )
@@ -148,7 +142,7 @@ def correctable_months(
 ) -> tuple[str, str] | None:
     """First and last partition key with correctable rows; None when there is none."""
     calendar = Calendar.until_now(settings.first_month)
-    with transaction(connection, settings, read_only=True, work_mem=MEMORY) as cursor:
+    with scan(connection, settings) as cursor:
         cursor.execute(
             _on_correctable("correctable_period", tables),
             {

@@ -11,16 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psycopg
-from psycopg import Connection, Cursor, sql
+from psycopg import Connection, Cursor, errors, sql
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import set_local, transaction
 from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.conditions import blanks_of
+from assetclass_pipeline.engine.conditions import Condition, blanks_of
 from assetclass_pipeline.engine.holding import Holder, fenced
 from assetclass_pipeline.engine.plan import PlanState, Segment
-from assetclass_pipeline.engine.retry import is_transient
+from assetclass_pipeline.engine.retry import is_transient, what_it_said
 from assetclass_pipeline.errors import (
     AssetClassError,
     CorrectionFailedError,
@@ -29,6 +29,7 @@ from assetclass_pipeline.model.operation import SkipReason
 from assetclass_pipeline.model.options import CorrectionOptions
 
 # Only the address may drive the join of a batch: with these off no other plan is left.
+_LEDGER_KEYS = {"operation_batch_pkey", "operation_skipped_row_pkey"}
 BATCH_SETTINGS = {"enable_hashjoin": "off", "enable_mergejoin": "off"}
 
 
@@ -66,19 +67,22 @@ class Work:
         return query("batch", "set_updated_at") if self.tables.has_updated_at else sql.SQL("")
 
 
-def open_batches(connection: Connection[TupleRow], work: Work) -> list[Batch]:
-    """The batches that the ledger lacks, in physical order: all of them, or a resume's rest."""
-    with transaction(connection, work.holder.settings, read_only=True) as cursor:
+def open_batches(work: Work) -> Iterator[Batch]:
+    """The batches that the ledger lacks, in physical order: all of them, or a resume's rest.
+
+    They are made one by one: a billion rows are a million batches.
+    """
+    with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
         rows = cursor.execute(
             query("batch", "open_ranges"),
             {"correction_id": work.holder.correction_id, "planned": work.plan.planned},
         ).fetchall()
-    return [
+    return (
         batch
         for first, last in rows
         for segment in work.plan.segments
         for batch in cut(segment, first, last, work.plan.batch_size)
-    ]
+    )
 
 
 def cut(segment: Segment, first: int, last: int, size: int) -> Iterator[Batch]:
@@ -88,20 +92,20 @@ def cut(segment: Segment, first: int, last: int, size: int) -> Iterator[Batch]:
         yield Batch(segment.leaf, first_seq, min(first_seq + size - 1, end))
 
 
-def run_batches(work: Work, batches: list[Batch]) -> threading.Thread:
+def run_batches(work: Work, batches: Iterator[Batch]) -> threading.Thread:
     """Start the workers; the returned thread ends when all of them have.
 
     What went wrong is the `cause` of the holder's `stop`.
     """
-    waiting, taking = iter(batches), threading.Lock()
+    taking = threading.Lock()
 
     def take() -> Batch | None:
         with taking:
-            return None if work.holder.stop.is_set() else next(waiting, None)
+            return None if work.holder.stop.is_set() else next(batches, None)
 
     workers = [
         threading.Thread(target=_work, args=(work, number, take), name=f"worker {number}")
-        for number in range(1, min(work.options.worker_count, max(1, len(batches))) + 1)
+        for number in range(1, work.options.worker_count + 1)
     ]
 
     def join_all() -> None:
@@ -137,6 +141,15 @@ class Worker:
 
     def correct(self, batch: Batch) -> None:
         """One batch, one transaction: rows, skipped rows and ledger row commit together."""
+        try:
+            self._correct(batch)
+        except errors.UniqueViolation as error:
+            # The connection was lost while COMMIT was on its way, and it had arrived: the ledger
+            # holds this batch, and this second try was rolled back.
+            if error.diag.constraint_name not in _LEDGER_KEYS:
+                raise
+
+    def _correct(self, batch: Batch) -> None:
         started = time.monotonic()
         with transaction(self.connection, self.work.holder.settings) as cursor:
             corrected = self._write(cursor, batch)
@@ -161,7 +174,8 @@ class Worker:
                 cursor, f"{{[{batch.first_seq},{batch.last_seq}]}}", SkipReason.MOVED_OR_CHANGED
             )
             return 0
-        stale, has_triggers = look_ahead(cursor, work, values)
+        in_range = Condition(query("batch", "in_range"), dict(values))
+        stale, has_triggers = look_ahead(cursor, work, in_range)
         set_local(cursor, work.holder.settings, **BATCH_SETTINGS)
         row = cursor.execute(
             query(
@@ -194,17 +208,21 @@ class Worker:
         )
 
 
-def look_ahead(
-    cursor: Cursor[TupleRow], work: Work, values: dict[str, int]
-) -> tuple[list[str], bool]:
+def look_ahead(cursor: Cursor[TupleRow], work: Work, in_batch: Condition) -> tuple[list[str], bool]:
     """What could make a batch go wrong: (stale symbols, whether triggers may change rows again).
 
     A symbol is stale when its class is derived differently now than it was planned.
     """
     row = cursor.execute(
-        query("batch", "look_ahead", backup=work.plan.identifier, symbols=work.tables.symbols),
+        query(
+            "batch",
+            "look_ahead",
+            backup=work.plan.identifier,
+            symbols=work.tables.symbols,
+            in_batch=in_batch.text,
+        ),
         {
-            **values,
+            **in_batch.values,
             "blanks": blanks_of(cursor.connection),
             "relations": [work.tables.market_oid, *work.leaves],
         },
@@ -269,9 +287,7 @@ def explain(error: BaseException, work: Work) -> AssetClassError:
     """The typed error of whatever ended a worker, without SQL text."""
     if isinstance(error, AssetClassError):
         return error
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, psycopg.Error) and error.diag.message_primary:
-        said = error.diag.message_primary
+    said = what_it_said(error)
     tries = work.holder.retry(work.options).tries
     tried = f" (tried {tries} times)" if is_transient(error) else ""
     return CorrectionFailedError(

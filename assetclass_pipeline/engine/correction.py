@@ -4,15 +4,16 @@ Belongs here: the order of the phases and the operation's end. Does not: how a p
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
-from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.database.connections import connect, scan, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.database.schema import require_schema
@@ -24,16 +25,17 @@ from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.engine.plan import (
     PlanScan,
     PlanState,
+    add_late_rows,
     drop_plan,
     load_plan,
     make_plan,
-    scan_leaves,
 )
+from assetclass_pipeline.engine.retry import is_transient
 from assetclass_pipeline.engine.sweeping import next_pass, sweep
 from assetclass_pipeline.errors import (
     AssetClassError,
-    CorrectionFailedError,
     DatabaseUnavailableError,
+    OperationFencedError,
 )
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import Operation, Phase, Status
@@ -48,6 +50,7 @@ OBSERVE_INTERVAL = 2.0
 LATE_PASSES = 2
 
 Observer = Callable[[Operation], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,15 @@ class Correction:
     """A held correction: the tables as they are now, the options as they were when it began."""
 
     holder: Holder
-    connection: Connection[TupleRow]
     tables: MarketTables
     options: CorrectionOptions
     scope: TimeRange
     observe: Observer | None
+
+    @property
+    def connection(self) -> Connection[TupleRow]:
+        """The operation's own; ask for it again after an error."""
+        return self.holder.connection
 
     @property
     def settings(self) -> Settings:
@@ -74,23 +81,33 @@ class Correction:
     def enter(self, phase: Phase) -> None:
         """Begin a phase, unless somebody asked to stop."""
         self.holder.stop.check()
-        self.holder.enter_phase(self.connection, phase)
+        self.again(lambda: self.holder.enter_phase(phase))
         self.report()
+
+    def again(self, step: Callable[[], Result]) -> Result:
+        """Do a step, again after transient errors; each try asks for the connection anew."""
+        return self.holder.retrying(self.options)(step)
 
     def report(self) -> None:
         """Tell the observer how it stands."""
-        if self.observe is not None:
-            self.observe(self.operation())
+        if self.observe is None:
+            return
+        try:
+            operation = self.operation()
+        except (psycopg.Error, DatabaseUnavailableError) as error:
+            # The server may come back before the batches give up; nobody needs this one report.
+            if not is_transient(error):
+                raise
+        else:
+            self.observe(operation)
 
     def operation(self) -> Operation:
         """How it stands."""
         return get_operation(self.connection, self.settings, str(self.holder.correction_id))
 
-    def scan(self, *, skip_planned: bool = False) -> PlanScan:
+    def scan(self) -> PlanScan:
         """A scan for rows to plan."""
-        return PlanScan(
-            self.holder, self.connection, self.tables, self.options, self.scope, skip_planned
-        )
+        return PlanScan(self.holder, self.tables, self.options, self.scope)
 
 
 def plan(
@@ -111,7 +128,7 @@ def plan(
     with _begun(dsn, settings, request, observe, cancelled_by) as correction:
         _plan(correction)
         if park:
-            correction.holder.update(correction.connection, "park", {})
+            correction.again(lambda: correction.holder.update("park", {}))
         else:
             correction.enter(Phase.PLANNED)
         return correction.operation()
@@ -148,34 +165,27 @@ def _begun(
     cancelled_by: tuple[type[BaseException], ...],
 ) -> Iterator[Correction]:
     """Everything that can be refused is refused before the operation's row is written."""
-    with connect(dsn, settings, purpose="correction") as connection:
+    with connect(dsn, settings, purpose="preflight") as connection:
         require_schema(connection)
         tables = inspect_market_tables(
             connection, settings, for_writing=not request.options.dry_run
         )
-        with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
-            options, scope = _as_begun(connection, holder)
-            try:
-                yield Correction(holder, connection, tables, options, scope, observe)
-            except psycopg.Error as error:
-                raise _explained(error) from error
+    with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
+        options, scope = _as_begun(holder)
+        correction = Correction(holder, tables, options, scope, observe)
+        try:
+            yield correction
+        except OperationFencedError:
+            raise
+        except BaseException:
+            with suppress(AssetClassError, psycopg.Error):
+                _keep_summary(correction)
+            raise
 
 
-def _explained(error: psycopg.Error) -> AssetClassError:
-    """The typed error of what PostgreSQL refused outside the batches, without SQL text."""
-    said = error.diag.message_primary or (str(error).splitlines() or [type(error).__name__])[0]
-    kind = DatabaseUnavailableError if error.sqlstate is None else CorrectionFailedError
-    return kind(
-        f"PostgreSQL ended the correction: {said}. Everything committed so far stays; run it again "
-        "to go on where it stopped."
-    )
-
-
-def _as_begun(
-    connection: Connection[TupleRow], holder: Holder
-) -> tuple[CorrectionOptions, TimeRange]:
+def _as_begun(holder: Holder) -> tuple[CorrectionOptions, TimeRange]:
     """Options and scope of the operation's row: a resume goes on with those of its plan."""
-    with transaction(connection, holder.settings, read_only=True) as cursor:
+    with transaction(holder.connection, holder.settings, read_only=True) as cursor:
         row = cursor.execute(
             query("operation", "plan_of"), {"correction_id": holder.correction_id}
         ).fetchone()
@@ -185,16 +195,13 @@ def _as_begun(
 
 
 def _plan(correction: Correction) -> PlanState:
-    state = load_plan(correction.connection, correction.holder)
+    state = correction.again(lambda: load_plan(correction.holder))
     if state is not None and state.complete:
         return state
     correction.enter(Phase.ANALYSING)
     before = _analyse(correction)
-    correction.holder.update(
-        correction.connection,
-        "set_quality_before",
-        {"quality": Jsonb(scores(before)), "mismatched_left": _mismatched_left(correction)},
-    )
+    values = {"quality": Jsonb(scores(before)), "mismatched_left": _mismatched_left(correction)}
+    correction.again(lambda: correction.holder.update("set_quality_before", dict(values)))
     correction.enter(Phase.PLANNING)
     return make_plan(correction.scan(), state)
 
@@ -225,18 +232,21 @@ def _count(
     if not_in is not None:
         not_planned = query("plan", "not_planned", backup=not_in.identifier)
         statement = query("plan", "count_late", correctable_rows=rows.text, not_planned=not_planned)
-    with transaction(correction.connection, correction.settings, read_only=True) as cursor:
-        row = cursor.execute(
-            statement,
-            {**rows.values, "blanks": blanks_of(correction.connection)},
-        ).fetchone()
-    return int(row[0]) if row else 0
+
+    def count() -> int:
+        with scan(correction.connection, correction.settings) as cursor:
+            row = cursor.execute(
+                statement, {**rows.values, "blanks": blanks_of(cursor.connection)}
+            ).fetchone()
+        return int(row[0]) if row else 0
+
+    return correction.again(count)
 
 
 def _correct(correction: Correction, state: PlanState) -> None:
     work = Work(correction.holder, correction.tables, state, correction.options)
     correction.enter(Phase.CORRECTING)
-    workers = run_batches(work, open_batches(correction.connection, work))
+    workers = run_batches(work, correction.again(lambda: open_batches(work)))
     try:
         while workers.is_alive():
             workers.join(OBSERVE_INTERVAL)
@@ -248,7 +258,7 @@ def _correct(correction: Correction, state: PlanState) -> None:
         raise
     correction.holder.stop.check()
     correction.enter(Phase.SWEEPING)
-    sweep(correction.connection, work, next_pass(correction.connection, work))
+    sweep(work, correction.again(lambda: next_pass(work)))
 
 
 def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, int]:
@@ -263,15 +273,16 @@ def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, i
         if not _late_rows(correction, state, report):
             return report, 0
         correction.enter(Phase.PLANNING)
-        state.scanned.clear()
-        scan_leaves(correction.scan(skip_planned=True), state)
+        add_late_rows(correction.scan(), state)
         _correct(correction, state)
     report = _analyse(correction)
     return report, _late_rows(correction, state, report)
 
 
 def _analyse(correction: Correction) -> IntegrityReport:
-    return analyse(correction.connection, correction.tables, correction.settings, worst=10)
+    return correction.again(
+        lambda: analyse(correction.connection, correction.tables, correction.settings, worst=10)
+    )
 
 
 def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport) -> int:
@@ -288,29 +299,46 @@ def _end(
     correction: Correction, state: PlanState, after: IntegrityReport | None, late: int
 ) -> None:
     """Summary, end and the unlogged plan's removal commit together."""
-    key = {"correction_id": correction.holder.correction_id}
     dropped = not correction.keeps_backup or not state.planned
-    with transaction(correction.connection, correction.settings, statement_timeout="0") as cursor:
-        cursor.execute(query("operation", "forget_changes"), key)
-        cursor.execute(
-            query("operation", "summarise_changes", backup=state.identifier),
-            {**key, "dry_run": correction.options.dry_run},
-        )
-        if dropped:
-            drop_plan(cursor, state)
-        correction.holder.update_with(
-            cursor,
-            "finish",
-            {
-                "status": Status.SUCCEEDED.value,
-                "phase": Phase.DONE.value,
-                "quality_after": Jsonb(scores(after)) if after else None,
-                "late_left": late,
-                "dropped": dropped,
-                "error": None,
-            },
-        )
+    values = {
+        "status": Status.SUCCEEDED.value,
+        "phase": Phase.DONE.value,
+        "quality_after": Jsonb(scores(after)) if after else None,
+        "late_left": late,
+        "dropped": dropped,
+        "error": None,
+    }
+
+    def end() -> None:
+        with transaction(
+            correction.connection, correction.settings, statement_timeout="0"
+        ) as cursor:
+            _summarise(correction, cursor, state)
+            if dropped:
+                drop_plan(cursor, state)
+            correction.holder.update_with(cursor, "finish", dict(values))
+
+    correction.again(end)
     correction.report()
+
+
+def _summarise(correction: Correction, cursor: Cursor[TupleRow], state: PlanState) -> None:
+    """What was changed by symbol, counted anew from plan, ledger and skipped rows."""
+    key = {"correction_id": correction.holder.correction_id}
+    cursor.execute(query("operation", "forget_changes"), key)
+    cursor.execute(
+        query("operation", "summarise_changes", backup=state.identifier),
+        {**key, "dry_run": correction.options.dry_run},
+    )
+
+
+def _keep_summary(correction: Correction) -> None:
+    """What an operation changed is summed up however it ends."""
+    state = load_plan(correction.holder)
+    if state is None or correction.options.dry_run:
+        return
+    with transaction(correction.connection, correction.settings) as cursor:
+        _summarise(correction, cursor, state)
 
 
 def scores(report: IntegrityReport) -> dict[str, object]:

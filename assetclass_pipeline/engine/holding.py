@@ -24,9 +24,10 @@ from tenacity import Retrying
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.operations import as_uuid
-from assetclass_pipeline.engine.retry import retrying
+from assetclass_pipeline.engine.retry import retrying, what_it_said
 from assetclass_pipeline.errors import (
     AssetClassError,
+    CorrectionFailedError,
     DatabaseUnavailableError,
     OperationCancelledError,
     OperationFencedError,
@@ -93,6 +94,8 @@ class Holder:
         self.epoch = epoch
         self.stop = Stop()
         self._deadline: float | None = None
+        self._connection: Connection[TupleRow] | None = None
+        self._statement_ended = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
@@ -108,6 +111,8 @@ class Holder:
     ) -> None:
         self._ended.set()
         self._thread.join(timeout=10)
+        if self._connection is not None:
+            self._connection.close()
         # Without a holder the next claim need not wait for silence; a dead server says nothing.
         with (
             suppress(AssetClassError, psycopg.Error),
@@ -133,19 +138,24 @@ class Holder:
         return connect(self.dsn, self.settings, purpose=purpose)
 
     @property
+    def connection(self) -> Connection[TupleRow]:
+        """The operation's own connection, opened anew after it was lost; for one thread."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self.connect("correction")
+        return self._connection
+
+    @property
     def key(self) -> dict[str, object]:
         """What every statement about this operation is bound to."""
         return {"correction_id": self.correction_id, "epoch": self.epoch}
 
-    def enter_phase(self, connection: Connection[TupleRow], phase: Phase) -> None:
+    def enter_phase(self, phase: Phase) -> None:
         """Tell what the operation does now. Raises OperationFencedError after a take-over."""
-        self.update(connection, "set_phase", {"phase": phase.value})
+        self.update("set_phase", {"phase": phase.value})
 
-    def update(
-        self, connection: Connection[TupleRow], statement: str, values: dict[str, object]
-    ) -> None:
+    def update(self, statement: str, values: dict[str, object]) -> None:
         """Change the operation's row while it is ours. Raises OperationFencedError."""
-        with transaction(connection, self.settings) as cursor:
+        with transaction(self.connection, self.settings) as cursor:
             self.update_with(cursor, statement, values)
 
     def update_with(
@@ -180,8 +190,18 @@ class Holder:
                             "silent. Run it again to go on where it stopped."
                         )
                     )
+            if self.stop.is_set():
+                self._end_statement()
         if connection is not None:
             connection.close()
+
+    def _end_statement(self) -> None:
+        """A scan of the whole table may run for an hour: who asks to stop need not wait for it."""
+        connection = self._connection
+        if not self._statement_ended and connection is not None:
+            self._statement_ended = True
+            with suppress(psycopg.Error):
+                connection.cancel_safe(timeout=5)
 
     def _watching_connection(self) -> Connection[TupleRow]:
         connection = self.connect("heartbeat")
@@ -252,10 +272,24 @@ def hold(
         try:
             yield holder
         except BaseException as error:
+            shown = _readable(holder, error)
             holder.stop.because(fenced(holder.correction_id))
             with suppress(AssetClassError, psycopg.Error):
-                _end_badly(holder, error, cancelled_by)
-            raise
+                _end_badly(holder, shown, cancelled_by)
+            if shown is error:
+                raise
+            # Not "from error": PostgreSQL's own text holds SQL, and rows of the table.
+            raise shown from None
+
+
+def _readable(holder: Holder, error: BaseException) -> BaseException:
+    """The typed error of a statement that failed, or the reason why it was ended."""
+    if not isinstance(error, psycopg.Error):
+        return error
+    return holder.stop.cause or CorrectionFailedError(
+        f"Operation {holder.correction_id} could not go on: {what_it_said(error)}. Everything "
+        "committed so far stays; run it again to go on where it stopped."
+    )
 
 
 def _claim(connection: Connection[TupleRow], settings: Settings, request: CorrectionRequest) -> int:
@@ -269,14 +303,17 @@ def _claim(connection: Connection[TupleRow], settings: Settings, request: Correc
                 cursor.execute(query("operation", "create"), _creation(key, request))
             else:
                 _check_claimable(cursor, key, Status(row[0]))
+                _check_same_kind(key, request, begun_dry=row[1])
             claimed = cursor.execute(
                 query("operation", "claim"), {**by_key, "run_id": request.run_id}
             ).fetchone()
             epoch = int(claimed[0]) if claimed else 0
-            cursor.execute(
-                query("operation", "ask"),
-                {**by_key, "wanted": "run", "wanted_by": request.requested_by},
-            )
+            if row is None or Status(row[0]) is not Status.RUNNING:
+                # Picked up from the step before, a request to cancel that came meanwhile holds.
+                cursor.execute(
+                    query("operation", "ask"),
+                    {**by_key, "wanted": "run", "wanted_by": request.requested_by},
+                )
             # The claim is the first heartbeat: one that died right after it would otherwise never
             # count as silent, and a resumed one would look silent until it beats.
             cursor.execute(
@@ -316,6 +353,15 @@ def _check_claimable(cursor: psycopg.Cursor[TupleRow], key: UUID, status: Status
         raise OperationInProgressError(
             f"Operation {key} is already running in another process (heard of {age[0]:.0f} s ago).",
             correction_id=str(key),
+        )
+
+
+def _check_same_kind(key: UUID, request: CorrectionRequest, *, begun_dry: bool) -> None:
+    """A resume goes on with the options of the beginning; of these one must not surprise."""
+    if request.options.dry_run is not begun_dry:
+        begun, asked = ("a dry run", "a real one") if begun_dry else ("a real run", "a dry one")
+        raise OperationStateError(
+            f"Operation {key} was begun as {begun} and cannot go on as {asked}; start a new one."
         )
 
 

@@ -101,6 +101,15 @@ def resume_or_new_id(
     return run_id, root_run_id
 
 
+def operation_of_run(
+    connection: Connection[TupleRow], settings: Settings, run_id: str
+) -> str | None:
+    """correctionId of the operation that a Dagster run worked on last; None when on none."""
+    with transaction(connection, settings, read_only=True) as cursor:
+        row = cursor.execute(query("operation", "operation_of_run"), {"run_id": run_id}).fetchone()
+    return str(row[0]) if row else None
+
+
 def proof(connection: Connection[TupleRow], settings: Settings, correction_id: str) -> Proof:
     """The sums of an operation's ledger beside its plan. Raises OperationNotFoundError."""
     operation = get_operation(connection, settings, correction_id)
@@ -170,7 +179,8 @@ def _operation(row: dict[str, Any]) -> Operation:
         if records := row.pop(column):
             skipped[reason.value] = records
     phase, status = Phase(row["phase"]), Status(row["status"])
-    rate = row["records_corrected"] / batch_seconds if batch_seconds else None
+    now = row.pop("records_now")
+    rate = now / batch_seconds if batch_seconds else None
     running = status is Status.RUNNING and phase is Phase.CORRECTING
     error = row.pop("error")
     del row["records_done"]
@@ -183,7 +193,7 @@ def _operation(row: dict[str, Any]) -> Operation:
         batches_total=None if planned is None else max(batches, row["batches_done"]),
         progress_percent=progress_percent(done, planned, phase),
         records_per_second=rate,
-        eta_seconds=remaining_seconds(done, planned, batch_seconds or 0) if running else None,
+        eta_seconds=remaining_seconds((planned or 0) - done, rate) if running else None,
         throttle=[],
         error=OperationError.model_validate(error) if error else None,
     )

@@ -4,7 +4,7 @@ Belongs here: the backup table's birth, the chunked scan, its numbering, how far
 batches, which only read ranges of `seq`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -78,21 +78,25 @@ class PlanScan:
     """What every chunk of one scan has in common."""
 
     holder: Holder
-    connection: Connection[TupleRow]
     tables: MarketTables
     options: CorrectionOptions
     scope: TimeRange
     skip_planned: bool = False
 
+    @property
+    def connection(self) -> Connection[TupleRow]:
+        """The operation's own."""
+        return self.holder.connection
 
-def load_plan(connection: Connection[TupleRow], holder: Holder) -> PlanState | None:
+
+def load_plan(holder: Holder) -> PlanState | None:
     """The plan that the operation has so far.
 
     A crash of the server empties an unlogged plan: one that no batch has used yet is made anew.
     Raises CorrectionFailedError when some rows were corrected from it.
     """
     by_key = {"correction_id": holder.correction_id}
-    with transaction(connection, holder.settings) as cursor:
+    with transaction(holder.connection, holder.settings) as cursor:
         row = cursor.execute(query("operation", "plan_of"), by_key).fetchone()
         state = PlanState.model_validate(row[0]) if row and row[0] else None
         if state is None or not state.planned:
@@ -141,6 +145,15 @@ def scan_leaves(scan: PlanScan, state: PlanState) -> None:
             scan.holder.retrying(scan.options)(_add_chunk, scan, state, leaf, page, end)
 
 
+def add_late_rows(scan: PlanScan, state: PlanState) -> None:
+    """Scan all leaves again for correctable rows that the plan does not know."""
+    with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
+        cursor.execute(query("plan", "index_keys", backup=state.identifier))
+        state.scanned.clear()
+        _store(scan.holder, cursor, state)
+    scan_leaves(replace(scan, skip_planned=True), state)
+
+
 def drop_plan(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
     """Remove the plan's table."""
     cursor.execute(query("plan", "drop_table", backup=state.identifier))
@@ -186,6 +199,9 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
     after = state.model_copy(deep=True)
     try:
         with transaction(scan.connection, scan.holder.settings) as cursor:
+            if (landed := _landed(scan, cursor, leaf, end)) is not None:
+                state.segments, state.scanned = landed.segments, landed.scanned
+                return
             row = cursor.execute(statement, values).fetchone()
             after.add(leaf.oid, int(row[0]) if row else 0)
             after.scanned[leaf.oid] = end
@@ -197,8 +213,22 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
             f"{scan.tables.market_name} ({scan.tables.asset_class_type}): "
             f"{error.diag.message_primary}. Nothing was changed; correct that class in symbols or "
             "widen the column, then run it again."
-        ) from error
+        ) from None
     state.segments, state.scanned = after.segments, after.scanned
+
+
+def _landed(
+    scan: PlanScan, cursor: psycopg.Cursor[TupleRow], leaf: Leaf, end: int
+) -> PlanState | None:
+    """The stored plan, when it holds this chunk already: COMMIT arrived, its answer did not."""
+    key = {"correction_id": scan.holder.correction_id}
+    row = cursor.execute(
+        query("operation", "scanned_pages"), {**key, "leaf": str(leaf.oid)}
+    ).fetchone()
+    if row is None or row[0] < end:
+        return None
+    stored = cursor.execute(query("operation", "plan_of"), key).fetchone()
+    return PlanState.model_validate(stored[0]) if stored else None
 
 
 def _store(holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 
-from assetclass_pipeline.database.connections import transaction
+from assetclass_pipeline.database.connections import scan
 from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.operations import as_uuid
@@ -35,7 +35,7 @@ def planned_months(
     calendar = Calendar.until_now(settings.first_month)
     key = {"correction_id": as_uuid(correction_id)}
     months: dict[str, PlannedMonth] = {}
-    with transaction(connection, settings, read_only=True) as cursor:
+    with scan(connection, settings) as cursor:
         row = cursor.execute(query("operation", "plan_of"), key).fetchone()
         if row is None or row[0] is None:
             return None

@@ -3,7 +3,7 @@
 from psycopg import Connection
 from psycopg.rows import TupleRow, dict_row
 
-from assetclass_pipeline.database.connections import transaction
+from assetclass_pipeline.database.connections import scan
 from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
@@ -33,7 +33,7 @@ def preview(
     rows = correctable_rows(tables, options, scope, columns="sample_columns")
     values = {**rows.values, "blanks": blanks_of(connection), "most": MOST_SAMPLES}
     with (
-        transaction(connection, settings, read_only=True, snapshot=True) as plain,
+        scan(connection, settings, snapshot=True) as plain,
         connection.cursor(row_factory=dict_row) as cursor,
     ):
         rate = recent_rate(plain)

@@ -18,6 +18,8 @@ _TRANSIENT = (
     errors.CrashShutdown,
     errors.CannotConnectNow,
     errors.TooManyConnections,
+    errors.IdleSessionTimeout,
+    errors.IdleInTransactionSessionTimeout,
     DatabaseUnavailableError,
 )
 
@@ -26,8 +28,18 @@ def is_transient(error: BaseException) -> bool:
     """Whether trying again can help."""
     if isinstance(error, _TRANSIENT):
         return True
-    lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return lost and getattr(error, "sqlstate", None) is None
+    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return False
+    # No code: the connection broke under us. Class 08: a pooler says that it broke behind it.
+    return error.sqlstate is None or error.sqlstate.startswith("08")
+
+
+def what_it_said(error: BaseException) -> str:
+    """An error in one line; of PostgreSQL's only the message, which repeats no SQL and no row."""
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return error.diag.message_primary or type(error).__name__
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def retrying(options: RetryOptions, stop: threading.Event) -> Retrying:

@@ -6,7 +6,7 @@ batches (batches.py), which only ever work by physical address.
 
 import time
 
-from psycopg import Connection, Cursor
+from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import transaction
@@ -18,6 +18,7 @@ from assetclass_pipeline.engine.batches import (
     record,
     refuse_rewritten,
 )
+from assetclass_pipeline.engine.conditions import Condition
 from assetclass_pipeline.model.operation import SkipReason
 
 MOST_PASSES = 3
@@ -26,34 +27,34 @@ SWEEPER = 0
 PAUSE = 0.5
 
 
-def sweep(connection: Connection[TupleRow], work: Work, first_pass: int) -> None:
+def sweep(work: Work, first_pass: int) -> None:
     """Write the skipped rows that can be written now, in at most MOST_PASSES passes.
 
     Rows that merely moved are found by key, symbol, time and old value; every other one keeps the
     reason why it was left in the list of skipped rows.
     """
     for number in range(first_pass, first_pass + MOST_PASSES):
-        still_locked = _one_pass(connection, work, number)
+        still_locked = _one_pass(work, number)
         if not still_locked:
             return
         work.holder.stop.wait(PAUSE)
 
 
-def next_pass(connection: Connection[TupleRow], work: Work) -> int:
+def next_pass(work: Work) -> int:
     """Number for the next sweep: after a resume, numbers of earlier ones are taken."""
-    with transaction(connection, work.holder.settings, read_only=True) as cursor:
+    with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
         row = cursor.execute(
             query("batch", "last_pass"), {"correction_id": work.holder.correction_id}
         ).fetchone()
     return int(row[0]) + 1 if row else 1
 
 
-def _one_pass(connection: Connection[TupleRow], work: Work, number: int) -> int:
+def _one_pass(work: Work, number: int) -> int:
     """Try every skipped row once; returns how many were locked by others."""
     locked, after = 0, 0
     while True:
         work.holder.stop.check()
-        with transaction(connection, work.holder.settings, read_only=True) as cursor:
+        with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
             rows = cursor.execute(
                 query("batch", "skipped_seqs"),
                 {**work.holder.key, "after": after, "most": work.plan.batch_size},
@@ -61,17 +62,16 @@ def _one_pass(connection: Connection[TupleRow], work: Work, number: int) -> int:
         if not rows:
             return locked
         seqs = [row[0] for row in rows]
-        locked += work.holder.retrying(work.options)(_sweep_batch, connection, work, number, seqs)
+        locked += work.holder.retrying(work.options)(_sweep_batch, work, number, seqs)
         after = seqs[-1]
 
 
-def _sweep_batch(connection: Connection[TupleRow], work: Work, number: int, seqs: list[int]) -> int:
+def _sweep_batch(work: Work, number: int, seqs: list[int]) -> int:
     started = time.monotonic()
     batch = Batch(leaf=0, first_seq=seqs[0], last_seq=seqs[-1])
-    with transaction(connection, work.holder.settings) as cursor:
-        stale, _ = look_ahead(
-            cursor, work, {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
-        )
+    with transaction(work.holder.connection, work.holder.settings) as cursor:
+        in_list = Condition(query("batch", "in_list"), {"seqs": seqs})
+        stale, has_triggers = look_ahead(cursor, work, in_list)
         values = {"seqs": seqs, "stale_symbols": stale}
         row = cursor.execute(
             query(
@@ -83,12 +83,12 @@ def _sweep_batch(connection: Connection[TupleRow], work: Work, number: int, seqs
             ),
             values,
         ).fetchone()
-        corrected, rewritten, written, vetoed = row or (0, 0, [], [])
+        corrected, rewritten, written, refused = row or (0, 0, [], [])
         refuse_rewritten(work, rewritten)
         left = sorted({*seqs} - {*written})
-        unexplained = sorted({*left} - {*vetoed})
-        locked = _give_reasons(cursor, work, {"seqs": unexplained, "stale_symbols": stale})
-        _set_reason(cursor, work, SkipReason.VETOED, vetoed)
+        locked = _give_reasons(cursor, work, {"seqs": left, "stale_symbols": stale})
+        if has_triggers:
+            _set_reason(cursor, work, SkipReason.VETOED, refused)
         cursor.execute(query("batch", "remove_skipped"), {**work.holder.key, "seqs": written})
         record(
             cursor,
@@ -100,7 +100,8 @@ def _sweep_batch(connection: Connection[TupleRow], work: Work, number: int, seqs
             skipped=len(left),
             started=started,
         )
-    return locked
+    # A row that changed while we looked is like a locked one: worth another pass.
+    return max(locked, len(refused))
 
 
 def _give_reasons(

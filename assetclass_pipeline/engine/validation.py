@@ -3,7 +3,7 @@
 from psycopg import Connection
 from psycopg.rows import TupleRow, dict_row
 
-from assetclass_pipeline.database.connections import transaction
+from assetclass_pipeline.database.connections import scan
 from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.analysis import analyse
@@ -28,7 +28,7 @@ def validate(
     kinds = {issue.code: issue for issue in report.issues}
     samples: dict[str, list[dict[str, object]]] = {}
     with (
-        transaction(connection, settings, read_only=True),
+        scan(connection, settings),
         connection.cursor(row_factory=dict_row) as cursor,
     ):
         for code in kinds:

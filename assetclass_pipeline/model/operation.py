@@ -151,11 +151,11 @@ def progress_percent(done: int, planned: int | None, phase: Phase) -> float:
     return min(99.0, 100 * done / planned)
 
 
-def remaining_seconds(done: int, planned: int | None, elapsed: float) -> EtaRange | None:
-    """Seconds to the last batch, from the rate so far with a quarter of doubt either way."""
-    if not planned or done <= 0 or elapsed <= 0:
+def remaining_seconds(left: int, rate: float | None) -> EtaRange | None:
+    """Seconds for `left` rows at `rate` rows a second, with a quarter of doubt either way."""
+    if not rate:
         return None
-    rest = max(0, planned - done) * elapsed / done
+    rest = max(0, left) / rate
     return EtaRange(low=rest * 0.75, high=rest * 1.25)
 
 

@@ -23,8 +23,8 @@ from assetclass_pipeline.database.embedded.binaries import Binaries
 from assetclass_pipeline.database.embedded.launch import advice, launch
 from assetclass_pipeline.errors import EmbeddedServerError
 
-# Not "assetclass": a role named like our schema finds it first in its search path, and what a person
-# creates without naming a schema would land in there.
+# Not "assetclass": a role named like our schema finds it first in its search path, and what a
+# person creates without naming a schema would land in there.
 SUPERUSER = "postgres"
 _LOG_LINES = 15
 _LARGEST_LOG = 16 * 1024 * 1024

@@ -3,17 +3,25 @@
 -- a class that the reference does not hold any more.
 -- Second column: whether a trigger of the market table could change a row again after the UPDATE;
 -- without one RETURNING has already read every version that is written.
-SELECT coalesce(array_agg(DISTINCT planned.symbol), '{{}}'),
+SELECT coalesce(array_agg(DISTINCT stale.symbol), '{{}}'),
        EXISTS (SELECT FROM pg_trigger t
                WHERE t.tgrelid = ANY (%(relations)s::oid[]) AND t.tgenabled <> 'D'
                  AND (NOT t.tgisinternal OR t.tgparentid <> 0))
-FROM (SELECT DISTINCT b.symbol::text AS symbol, b.corrected_asset_class::text AS asset_class
-      FROM {backup} b WHERE b.seq BETWEEN %(first_seq)s AND %(last_seq)s) planned
-WHERE NOT EXISTS (
-    SELECT FROM {symbols} s
-    WHERE s.ticker::text = planned.symbol AND btrim(s.asset_class::text, %(blanks)s) <> ''
-    HAVING min(s.asset_class::text COLLATE "C") = max(s.asset_class::text COLLATE "C")
-       AND min(s.asset_class::text COLLATE "C") = planned.asset_class COLLATE "C")
+FROM (SELECT planned.symbol
+      FROM (SELECT DISTINCT b.symbol::text AS symbol, b.corrected_asset_class::text AS asset_class
+            FROM {backup} b WHERE {in_batch}) planned
+      LEFT JOIN {symbols} s ON s.ticker::text = planned.symbol
+                           AND btrim(s.asset_class::text, %(blanks)s) <> ''
+      GROUP BY planned.symbol, planned.asset_class
+      HAVING min(s.asset_class::text COLLATE "C") IS DISTINCT FROM planned.asset_class COLLATE "C"
+          OR max(s.asset_class::text COLLATE "C") IS DISTINCT FROM planned.asset_class COLLATE "C"
+     ) stale
+
+-- name: in_range
+b.seq BETWEEN %(first_seq)s AND %(last_seq)s
+
+-- name: in_list
+b.seq = ANY (%(seqs)s)
 
 -- name: correct_by_address
 -- Only the address can drive the join (hash and merge joins are off in this transaction, and
@@ -39,8 +47,8 @@ WITH taken AS MATERIALIZED (
     SET asset_class = t.corrected_asset_class{set_updated_at}
     FROM taken t
     WHERE m.ctid = t.address
-    RETURNING t.seq, m.ctid AS new_address, m.asset_class::text IS NOT DISTINCT FROM t.corrected_asset_class::text
-                         AS as_planned
+    RETURNING t.seq, m.ctid AS new_address,
+              m.asset_class::text IS NOT DISTINCT FROM t.corrected_asset_class::text AS as_planned
 )
 SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
        (int8multirange(int8range(%(first_seq)s, %(last_seq)s, '[]'))
@@ -64,7 +72,7 @@ WITH wanted AS MATERIALIZED (
     JOIN {market} m
       ON m.id = b.id
      AND m.symbol::text = b.symbol::text
-     AND m."timestamp" = b."timestamp"
+     AND m."timestamp" IS NOT DISTINCT FROM b."timestamp"
      AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text
     FOR NO KEY UPDATE OF m SKIP LOCKED
 ), taken AS MATERIALIZED (
@@ -84,7 +92,7 @@ WITH wanted AS MATERIALIZED (
 )
 SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
        coalesce(array_agg(seq) FILTER (WHERE as_planned), '{{}}'),
-       -- Locked by us and yet not written: a trigger said no.
+       -- Locked by us and yet not written: a trigger said no, or the row changed while we looked.
        (SELECT coalesce(array_agg(t.seq), '{{}}') FROM taken t
         WHERE NOT EXISTS (SELECT FROM changed c WHERE c.seq = t.seq))
 FROM changed
@@ -96,6 +104,7 @@ FROM changed
 -- Why each row that the sweep could not write is as it is.
 SELECT b.seq,
        CASE WHEN b.symbol::text = ANY (%(stale_symbols)s) THEN 'class_changed_in_symbols'
+            WHEN b.id IS NULL THEN 'moved_or_changed'
             WHEN m.id IS NULL THEN 'deleted'
             WHEN m.symbol::text IS NOT DISTINCT FROM b.symbol::text
              AND m."timestamp" IS NOT DISTINCT FROM b."timestamp"

@@ -6,7 +6,8 @@ VALUES (%(correction_id)s, %(kind)s, %(status)s, 'starting', %(dry_run)s, %(opti
         %(retry_of)s)
 
 -- name: lock
-SELECT status, epoch FROM assetclass.operation WHERE correction_id = %(correction_id)s FOR UPDATE
+SELECT status, dry_run FROM assetclass.operation
+WHERE correction_id = %(correction_id)s FOR UPDATE
 
 -- name: heartbeat_age
 -- Seconds since the holder was last heard of (the database's clock); NULL when nobody holds it.
@@ -133,7 +134,7 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
        extract(epoch FROM coalesce(o.finished_at, clock_timestamp()) - o.started_at)::float8
            AS duration_seconds,
        ledger.records_corrected, ledger.batches_done, ledger.records_done,
-       ledger.batch_seconds, skipped.by_reason,
+       ledger.batch_seconds, ledger.records_now, skipped.by_reason,
        -- A batch never spans two leaves, so each of them ends with a shorter one.
        (SELECT sum(ceil((segment.last_seq - segment.first_seq + 1)::numeric
                         / (o.plan ->> 'batch_size')::bigint))::bigint
@@ -145,8 +146,12 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE b.pass = 0) AS batches_done,
            coalesce(sum(b.last_seq - b.first_seq + 1) FILTER (WHERE b.pass = 0), 0)::bigint
                AS records_done,
-           extract(epoch FROM max(b.committed_at) - min(b.committed_at
-               - make_interval(secs => b.duration_ms / 1000.0)))::float8 AS batch_seconds
+           -- The rate is that of the present try: between two tries a night may lie.
+           coalesce(sum(b.records_corrected) FILTER (WHERE b.epoch = o.epoch), 0)::bigint
+               AS records_now,
+           extract(epoch FROM max(b.committed_at) FILTER (WHERE b.epoch = o.epoch)
+               - min(b.committed_at - make_interval(secs => b.duration_ms / 1000.0))
+                   FILTER (WHERE b.epoch = o.epoch))::float8 AS batch_seconds
     FROM assetclass.operation_batch b WHERE b.correction_id = o.correction_id) ledger
 CROSS JOIN LATERAL (
     SELECT coalesce(jsonb_object_agg(reason, records), '{{}}') AS by_reason
@@ -182,6 +187,8 @@ SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY rate)
 FROM (SELECT sum(b.records_corrected) / nullif(extract(epoch FROM max(b.committed_at)
                  - min(b.committed_at - make_interval(secs => b.duration_ms / 1000.0))), 0) AS rate
       FROM assetclass.operation_batch b
+      WHERE b.correction_id IN (SELECT o.correction_id FROM assetclass.operation o
+                                ORDER BY o.requested_at DESC LIMIT 20)
       GROUP BY b.correction_id
       HAVING sum(b.records_corrected) >= 1000
       ORDER BY max(b.committed_at) DESC
@@ -203,3 +210,11 @@ ORDER BY id DESC LIMIT %(most)s
 -- Planned rows that the ledger speaks of: done, whether written or skipped.
 SELECT coalesce(sum(last_seq - first_seq + 1), 0)::bigint
 FROM assetclass.operation_batch WHERE correction_id = %(correction_id)s AND pass = 0
+
+-- name: operation_of_run
+SELECT correction_id::text FROM assetclass.operation WHERE run_id = %(run_id)s
+ORDER BY requested_at DESC LIMIT 1
+
+-- name: scanned_pages
+SELECT coalesce((plan #>> ARRAY['scanned', %(leaf)s])::integer, 0)
+FROM assetclass.operation WHERE correction_id = %(correction_id)s

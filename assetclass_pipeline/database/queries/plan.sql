@@ -102,3 +102,7 @@ ORDER BY records DESC, 1, 2
 -- name: sample_rows
 SELECT id, symbol, "timestamp"::text AS "timestamp", asset_class, corrected_asset_class
 FROM ({correctable_rows} LIMIT %(most)s) sampled
+
+-- name: index_keys
+-- For the anti-join of a late pass, which asks for each new row whether it is planned.
+CREATE INDEX ON {backup} (id)

@@ -128,6 +128,8 @@ _UP = (
     """,
     """
     CREATE TABLE assetclass.operation_change (
+        -- A key, because a table in a publication FOR ALL TABLES needs one to be deleted from.
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         correction_id uuid NOT NULL REFERENCES assetclass.operation,
         symbol text,
         old_class text,
