@@ -26,6 +26,7 @@ from assetclass_pipeline.errors import EmbeddedServerError
 # Not "assetclass": a role named like our schema finds it first in its search path, and what a
 # person creates without naming a schema would land in there.
 SUPERUSER = "postgres"
+_SCRAM_ITERATIONS_SINCE = 16
 _LOG_LINES = 15
 _LARGEST_LOG = 16 * 1024 * 1024
 
@@ -95,6 +96,7 @@ class DataDirectory:
                         str(binaries.program("initdb")),
                         *("-D", target, "-U", SUPERUSER, f"--pwfile={password_name}"),
                         *("-A", "scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
+                        *_cheap_logins(binaries),
                     ],
                     account,
                     inherited + also_inherited,
@@ -169,3 +171,12 @@ def _password_for(account: Account | None, password: str) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _cheap_logins(binaries: Binaries) -> list[str]:
+    """Options that make a login take half the time (measured: 5.4 instead of 11.4 ms).
+
+    Iterations slow down who guesses a person's password; ours has 192 random bits, and Dagster logs
+    in anew for each event that it stores. The setting came with PostgreSQL 16.
+    """
+    return ["--set", "scram_iterations=1"] if binaries.major >= _SCRAM_ITERATIONS_SINCE else []
