@@ -1,0 +1,62 @@
+"""Progress arithmetic, the states' groups, and the sums that prove an operation."""
+
+import pytest
+
+from assetclass_pipeline.model.operation import (
+    ACTIVE,
+    RESUMABLE,
+    Phase,
+    Proof,
+    Status,
+    progress_percent,
+    remaining_seconds,
+)
+
+
+@pytest.mark.parametrize(
+    ("done", "planned", "phase", "percent"),
+    [
+        (0, None, Phase.PLANNING, 0),
+        (0, 0, Phase.CORRECTING, 0),
+        (0, 0, Phase.DONE, 100),
+        (25, 100, Phase.CORRECTING, 25),
+        (100, 100, Phase.CORRECTING, 99),
+        (100, 100, Phase.VERIFYING, 99),
+        (999_999, 1_000_000, Phase.CORRECTING, 99),
+        (100, 100, Phase.DONE, 100),
+    ],
+)
+def test_a_hundred_percent_is_done_and_nothing_else(
+    done: int, planned: int | None, phase: Phase, percent: float
+) -> None:
+    assert progress_percent(done, planned, phase) == percent
+
+
+@pytest.mark.parametrize("rate", [None, 0])
+def test_no_estimate_without_a_rate(rate: float | None) -> None:
+    assert remaining_seconds(100, rate) is None
+
+
+@pytest.mark.parametrize(("left", "low", "high"), [(75, 22.5, 37.5), (0, 0, 0), (-10, 0, 0)])
+def test_the_estimate_is_a_range_around_the_rate_and_never_negative(
+    left: int, low: float, high: float
+) -> None:
+    estimate = remaining_seconds(left, 2.5)
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == (low, high)
+
+
+def test_every_status_but_the_last_word_is_active_or_resumable() -> None:
+    assert set(Status) - ACTIVE - RESUMABLE == {Status.SUCCEEDED}
+    assert not ACTIVE & RESUMABLE
+
+
+@pytest.mark.parametrize(
+    ("corrected", "skipped", "left", "unaccounted"),
+    [(100, 0, 0, 0), (90, 10, 0, 0), (50, 10, 40, 0), (99, 0, 0, 1), (101, 0, 0, -1)],
+)
+def test_a_lost_or_invented_row_is_unaccounted(
+    corrected: int, skipped: int, left: int, unaccounted: int
+) -> None:
+    proof = Proof(planned=100, corrected=corrected, skipped=skipped, open=left)
+    assert proof.unaccounted == unaccounted
