@@ -131,7 +131,7 @@ def plan(
             correction.again(lambda: correction.holder.update("park", {}))
         else:
             correction.enter(Phase.PLANNED)
-        return correction.operation()
+        return correction.again(correction.operation)
 
 
 def correct(
@@ -153,7 +153,7 @@ def correct(
             _correct(correction, state)
             after, late = _prove(correction, state)
         _end(correction, state, after, late)
-        return correction.operation()
+        return correction.again(correction.operation)
 
 
 @contextmanager

@@ -120,23 +120,30 @@ def make_plan(scan: PlanScan, state: PlanState | None) -> PlanState:
 
     Raises CorrectionFailedError where a derived class does not fit the column.
     """
+    again = scan.holder.retrying(scan.options)
     if state is None:
-        state = _create_table(scan)
+        # A second try looks first: COMMIT may have arrived, and one backup table is enough.
+        state = again(lambda: load_plan(scan.holder) or _create_table(scan))
     if state.complete:
         return state
     scan_leaves(scan, state)
+    again(_complete, scan, state)
+    return state
+
+
+def _complete(scan: PlanScan, state: PlanState) -> None:
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
         cursor.execute(query("plan", "number_rows", backup=state.identifier))
         cursor.execute(query("plan", "analyze_table", backup=state.identifier))
-        state.complete = True
-        _store(scan.holder, cursor, state)
-    return state
+        complete = state.model_copy(update={"complete": True})
+        _store(scan.holder, cursor, complete)
+    state.complete = True
 
 
 def scan_leaves(scan: PlanScan, state: PlanState) -> None:
     """Add the correctable rows of every leaf, chunk by chunk, each in its own transaction."""
     for leaf in scan.tables.leaves:
-        pages = _page_count(scan, leaf)
+        pages = scan.holder.retrying(scan.options)(_page_count, scan, leaf)
         for page in range(state.scanned.get(leaf.oid, 0), pages, PAGES_PER_CHUNK):
             scan.holder.stop.check()
             if _is_full(scan.options, state):
@@ -147,11 +154,15 @@ def scan_leaves(scan: PlanScan, state: PlanState) -> None:
 
 def add_late_rows(scan: PlanScan, state: PlanState) -> None:
     """Scan all leaves again for correctable rows that the plan does not know."""
+    scan.holder.retrying(scan.options)(_begin_late_pass, scan, state)
+    scan_leaves(replace(scan, skip_planned=True), state)
+
+
+def _begin_late_pass(scan: PlanScan, state: PlanState) -> None:
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
         cursor.execute(query("plan", "index_keys", backup=state.identifier))
         state.scanned.clear()
         _store(scan.holder, cursor, state)
-    scan_leaves(replace(scan, skip_planned=True), state)
 
 
 def drop_plan(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:

@@ -54,16 +54,20 @@ def _one_pass(work: Work, number: int) -> int:
     locked, after = 0, 0
     while True:
         work.holder.stop.check()
-        with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
-            rows = cursor.execute(
-                query("batch", "skipped_seqs"),
-                {**work.holder.key, "after": after, "most": work.plan.batch_size},
-            ).fetchall()
-        if not rows:
+        seqs = work.holder.retrying(work.options)(_skipped_after, work, after)
+        if not seqs:
             return locked
-        seqs = [row[0] for row in rows]
         locked += work.holder.retrying(work.options)(_sweep_batch, work, number, seqs)
         after = seqs[-1]
+
+
+def _skipped_after(work: Work, after: int) -> list[int]:
+    with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+        rows = cursor.execute(
+            query("batch", "skipped_seqs"),
+            {**work.holder.key, "after": after, "most": work.plan.batch_size},
+        ).fetchall()
+    return [row[0] for row in rows]
 
 
 def _sweep_batch(work: Work, number: int, seqs: list[int]) -> int:
