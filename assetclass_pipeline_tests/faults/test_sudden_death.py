@@ -21,7 +21,7 @@ import pytest
 from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.errors import CorrectionFailedError, OperationInProgressError
-from assetclass_pipeline.model.operation import Operation, Status
+from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline.model.options import parse_options
 from assetclass_pipeline_tests.engine.runs import operation_of, proof_of
 from assetclass_pipeline_tests.market import Market, open_market
@@ -156,6 +156,25 @@ def test_killed_again_and_again_corrects_each_row_exactly_once(
     finish(market, correction_id, **options)
 
     assert_each_corrected_once(market, correction_id, RECORDS)
+
+
+def test_lost_connections_are_opened_again_and_no_row_is_written_twice(market: Market) -> None:
+    """Every session of ours ends, as in a failover or by an administrator; the run goes on."""
+    ended: list[Phase] = []
+
+    def end_sessions(operation: Operation) -> None:
+        if operation.phase not in {*ended, Phase.DONE}:
+            ended.append(operation.phase)
+            market.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'assetclass: %' AND datname = current_database()"
+            )
+
+    request = CorrectionRequest(str(uuid4()), parse_options({"batch_size": 100}))
+    correct(market.dsn, market.settings, request, observe=end_sessions)
+
+    assert set(ended) >= {Phase.PLANNING, Phase.CORRECTING, Phase.VERIFYING}
+    assert_each_corrected_once(market, request.correction_id, RECORDS)
 
 
 @pytest.mark.parametrize("create_backup", [True, False])
