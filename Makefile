@@ -29,7 +29,7 @@ up: $(READY)  ## webserver, daemon and database; Ctrl-C stops them all
 	@$(BIN)/assetclass up
 
 test: $(READY)  ## all tests, on real PostgreSQL
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 check: $(READY)  ## formatter, linter, types, import rules, spelling
 	@$(BIN)/ruff format --check $(SOURCES)
