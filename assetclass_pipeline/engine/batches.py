@@ -151,7 +151,11 @@ class Worker:
 
     def _correct(self, batch: Batch) -> None:
         started = time.monotonic()
-        with transaction(self.connection, self.work.holder.settings) as cursor:
+        # symbols is small and always in memory: with the default cost of a random page the planner
+        # reads all of it to look up the tickers of one batch.
+        with transaction(
+            self.connection, self.work.holder.settings, random_page_cost="1.1"
+        ) as cursor:
             corrected = self._write(cursor, batch)
             record(
                 cursor,
@@ -175,7 +179,9 @@ class Worker:
             )
             return 0
         in_range = Condition(query("batch", "in_range"), dict(values))
-        stale, has_triggers = look_ahead(cursor, work, in_range)
+        ahead = look_ahead(cursor, work, in_range)
+        if batch.leaf in work.plan.reusing and ahead.pages <= batch.records:
+            cursor.execute(query("batch", "prune", leaf=leaf), ahead.addresses)
         set_local(cursor, work.holder.settings, **BATCH_SETTINGS)
         row = cursor.execute(
             query(
@@ -187,8 +193,8 @@ class Worker:
             ),
             {
                 **values,
-                "stale_symbols": stale,
-                "read_back": work.options.validate_after_each_batch and has_triggers,
+                "stale_symbols": ahead.stale_symbols,
+                "read_back": work.options.validate_after_each_batch and ahead.has_triggers,
             },
         ).fetchone()
         corrected, rewritten, skipped, addresses = row or (0, 0, "{}", None)
@@ -196,6 +202,7 @@ class Worker:
         if addresses is not None:
             read_back(cursor, work, leaf, addresses)
         if skipped != "{}":
+            stale = bool(ahead.stale_symbols)
             self._skip(
                 cursor, skipped, SkipReason.CLASS_CHANGED if stale else SkipReason.MOVED_OR_CHANGED
             )
@@ -208,11 +215,34 @@ class Worker:
         )
 
 
-def look_ahead(cursor: Cursor[TupleRow], work: Work, in_batch: Condition) -> tuple[list[str], bool]:
-    """What could make a batch go wrong: (stale symbols, whether triggers may change rows again).
+@dataclass(frozen=True)
+class Ahead:
+    """What is known of a batch before its rows are touched.
 
     A symbol is stale when its class is derived differently now than it was planned.
     """
+
+    stale_symbols: list[str]
+    has_triggers: bool
+    first_address: str
+    last_address: str
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where its rows were planned, as the statements name it."""
+        return {"first_address": self.first_address, "last_address": self.last_address}
+
+    @property
+    def pages(self) -> int:
+        """Pages from the first address to the last; an address is written "(page,item)"."""
+        first, last = (
+            int(address[1:].split(",")[0]) for address in (self.first_address, self.last_address)
+        )
+        return last - first + 1
+
+
+def look_ahead(cursor: Cursor[TupleRow], work: Work, in_batch: Condition) -> Ahead:
+    """Look at the planned rows of a batch, their symbols, and the table's triggers."""
     row = cursor.execute(
         query(
             "batch",
@@ -227,7 +257,9 @@ def look_ahead(cursor: Cursor[TupleRow], work: Work, in_batch: Condition) -> tup
             "relations": [work.tables.market_oid, *work.leaves],
         },
     ).fetchone()
-    return (list(row[0]), bool(row[1])) if row else ([], False)
+    if row is None or row[2] is None:
+        return Ahead([], has_triggers=True, first_address="(0,0)", last_address="(0,0)")
+    return Ahead(list(row[0]), bool(row[1]), row[2], row[3])
 
 
 def refuse_rewritten(work: Work, rewritten: int) -> None:

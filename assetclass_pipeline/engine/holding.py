@@ -217,7 +217,8 @@ class Holder:
             row = cursor.execute(
                 query("operation", "state"), {"correction_id": self.correction_id}
             ).fetchone()
-        if row is None or row[1] != self.epoch or Status(row[0]) is not Status.RUNNING:
+        # Without a higher epoch nobody but ourselves ends the operation.
+        if row is None or row[1] != self.epoch:
             self.stop.because(fenced(self.correction_id))
         elif row[2] == "cancel":
             self.stop.because(

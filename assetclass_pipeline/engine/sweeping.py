@@ -75,8 +75,8 @@ def _sweep_batch(work: Work, number: int, seqs: list[int]) -> int:
     batch = Batch(leaf=0, first_seq=seqs[0], last_seq=seqs[-1])
     with transaction(work.holder.connection, work.holder.settings) as cursor:
         in_list = Condition(query("batch", "in_list"), {"seqs": seqs})
-        stale, has_triggers = look_ahead(cursor, work, in_list)
-        values = {"seqs": seqs, "stale_symbols": stale}
+        ahead = look_ahead(cursor, work, in_list)
+        values = {"seqs": seqs, "stale_symbols": ahead.stale_symbols}
         row = cursor.execute(
             query(
                 "batch",
@@ -90,8 +90,8 @@ def _sweep_batch(work: Work, number: int, seqs: list[int]) -> int:
         corrected, rewritten, written, refused = row or (0, 0, [], [])
         refuse_rewritten(work, rewritten)
         left = sorted({*seqs} - {*written})
-        locked = _give_reasons(cursor, work, {"seqs": left, "stale_symbols": stale})
-        if has_triggers:
+        locked = _give_reasons(cursor, work, {"seqs": left, "stale_symbols": ahead.stale_symbols})
+        if ahead.has_triggers:
             _set_reason(cursor, work, SkipReason.VETOED, refused)
         cursor.execute(query("batch", "remove_skipped"), {**work.holder.key, "seqs": written})
         record(

@@ -1,20 +1,25 @@
 -- name: look_ahead
 -- Symbols of this batch whose class symbols no longer derives as planned: their rows must not get
 -- a class that the reference does not hold any more.
--- Second column: whether a trigger of the market table could change a row again after the UPDATE;
+-- Third and fourth: the batch's first and last address. Second: whether a trigger of the market table could change a row again after the UPDATE;
 -- without one RETURNING has already read every version that is written.
 SELECT coalesce(array_agg(DISTINCT stale.symbol), '{{}}'),
        EXISTS (SELECT FROM pg_trigger t
                WHERE t.tgrelid = ANY (%(relations)s::oid[]) AND t.tgenabled <> 'D'
-                 AND (NOT t.tgisinternal OR t.tgparentid <> 0))
+                 AND (NOT t.tgisinternal OR t.tgparentid <> 0)),
+       (SELECT min(b.source_address)::text FROM {backup} b WHERE {in_batch}),
+       (SELECT max(b.source_address)::text FROM {backup} b WHERE {in_batch})
 FROM (SELECT planned.symbol
       FROM (SELECT DISTINCT b.symbol::text AS symbol, b.corrected_asset_class::text AS asset_class
             FROM {backup} b WHERE {in_batch}) planned
       LEFT JOIN {symbols} s ON s.ticker::text = planned.symbol
-                           AND btrim(s.asset_class::text, %(blanks)s) <> ''
+      -- Blanks are looked for in the joined rows only: in all of symbols they cost more than the
+      -- rest of this statement.
+      CROSS JOIN LATERAL (SELECT CASE WHEN btrim(s.asset_class::text, %(blanks)s) <> ''
+                                      THEN s.asset_class::text COLLATE "C" END AS class) usable
       GROUP BY planned.symbol, planned.asset_class
-      HAVING min(s.asset_class::text COLLATE "C") IS DISTINCT FROM planned.asset_class COLLATE "C"
-          OR max(s.asset_class::text COLLATE "C") IS DISTINCT FROM planned.asset_class COLLATE "C"
+      HAVING min(usable.class) IS DISTINCT FROM planned.asset_class COLLATE "C"
+          OR max(usable.class) IS DISTINCT FROM planned.asset_class COLLATE "C"
      ) stale
 
 -- name: in_range
@@ -22,6 +27,12 @@ b.seq BETWEEN %(first_seq)s AND %(last_seq)s
 
 -- name: in_list
 b.seq = ANY (%(seqs)s)
+
+-- name: prune
+-- Reading pages in a row makes PostgreSQL prune the full ones; reading single addresses does not.
+-- What earlier batches left dead on these pages makes room for the versions that this one writes.
+SELECT count(*) FROM ONLY {leaf} m
+WHERE m.ctid >= %(first_address)s::tid AND m.ctid <= %(last_address)s::tid
 
 -- name: correct_by_address
 -- Only the address can drive the join (hash and merge joins are off in this transaction, and

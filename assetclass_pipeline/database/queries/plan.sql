@@ -39,9 +39,24 @@ CREATE {persistence} TABLE {backup} (
     source_address tid NOT NULL
 )
 
+-- name: can_reuse_space
+-- Whether new versions may stay on their page, without a new entry in every index (HOT): no index
+-- may mention a column that we write, neither as a key nor in an expression or a predicate.
+SELECT NOT EXISTS (
+    SELECT FROM pg_index i
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname IN ('asset_class', 'updated_at')
+    WHERE i.indrelid = %(leaf)s::oid
+      AND (a.attnum = ANY (i.indkey::int2[])
+           OR EXISTS (SELECT FROM pg_depend d
+                      WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                        AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid
+                        AND d.refobjsubid = a.attnum)))
+
 -- name: add_chunk
 -- Pages [first_page, end_page) of one leaf, in a short transaction of their own: one long statement
--- would make every reader behind a waiting ALTER TABLE wait for all of it.
+-- would make every reader behind a waiting ALTER TABLE wait for all of it. Where many rows of a
+-- page are damaged, batches visit the page several times, some rows each time: old versions are
+-- pruned in between and the next new ones find room on the same page.
 WITH chosen AS (
     {correctable_rows}
       AND m.ctid >= %(first_address)s::tid AND m.ctid < %(end_address)s::tid
@@ -50,10 +65,15 @@ WITH chosen AS (
 ), added AS (
     INSERT INTO {backup} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
                           source_table, source_address)
-    SELECT %(last_seq)s + row_number() OVER (ORDER BY c.address), c.id, c.symbol, c."timestamp",
-           c.asset_class, c.corrected_asset_class, %(leaf)s::oid, c.address
-    FROM chosen c
-    {not_planned}
+    SELECT %(last_seq)s + row_number() OVER (ORDER BY mod(p.place, visits.number), p.place),
+           p.id, p.symbol, p."timestamp", p.asset_class, p.corrected_asset_class,
+           %(leaf)s::oid, p.address
+    FROM (SELECT c.*, row_number() OVER (ORDER BY c.address) AS place
+          FROM chosen c
+          {not_planned}) p,
+         (SELECT CASE WHEN %(can_reuse_space)s AND count(*) >= %(visits)s * %(pages)s
+                      THEN %(visits)s ELSE 1 END AS number
+          FROM chosen) visits
     RETURNING seq
 )
 SELECT count(*) FROM added
