@@ -169,6 +169,9 @@ def scan(
         work_mem="64MB",
         parallel_setup_cost="0",
         parallel_tuple_cost="0",
+        # The leader merges what the workers counted; counting too, it would hold them up (measured
+        # on two cores: 1.04 s instead of 1.31 s).
+        parallel_leader_participation="off",
     ) as cursor:
         yield cursor
 
