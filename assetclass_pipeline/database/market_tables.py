@@ -99,8 +99,6 @@ def inspect_market_tables(
         market = read_table(connection, session, settings.market_schema, settings.market_table)
         symbols = read_table(connection, session, settings.symbols_schema, settings.symbols_table)
     problems = [
-        *_name_problems(market),
-        *_name_problems(symbols),
         *_table_problems(market, _MARKET_COLUMNS, session.role, setting="MARKET"),
         *_market_problems(market, session.role, for_writing=for_writing),
         *_table_problems(symbols, _SYMBOLS_COLUMNS, session.role, setting="SYMBOLS"),
@@ -199,14 +197,6 @@ def _class_type_problems(name: str, column: Column) -> Iterator[str]:
             f"Column asset_class of {name} is of type {column.type}: only text, varchar, char, "
             "citext, enums and domains over them are supported."
         )
-
-
-def _name_problems(found: TableInCatalogue) -> Iterator[str]:
-    """The driver takes a percent sign in a statement for a placeholder, quoted or not."""
-    names = [found.name, *(f"{leaf.schema}.{leaf.table}" for leaf in found.leaves)]
-    for name in dict.fromkeys(names):
-        if "%" in name:
-            yield f"{name} has a percent sign in its name: not supported, rename it."
 
 
 def _market_problems(found: TableInCatalogue, role: str, *, for_writing: bool) -> Iterator[str]:

@@ -30,10 +30,12 @@ from assetclass_pipeline.defs.dagster_home import (
 from assetclass_pipeline.settings import Settings
 
 __all__ = [
+    "POOL",
     "PROCESS_TAG",
     "dagster_home_environment",
     "end_dead_runs",
     "keep_connections",
+    "limit_pool",
     "open_instance",
     "prepare_instance",
     "process_tags",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 PROCESS_TAG = "assetclass/process"
+POOL = "market_data"
 
 # The start time of a process is derived from the clock, and moves when that is adjusted.
 _CLOCK_SECONDS = 5.0
@@ -69,7 +72,17 @@ def open_instance(settings: Settings, data_url: str) -> Iterator[dg.DagsterInsta
         dg.DagsterInstance.get() as instance,
     ):
         keep_connections(instance)
+        limit_pool(instance)
         yield instance
+
+
+def limit_pool(instance: dg.DagsterInstance) -> None:
+    """Let Dagster run one writer at a time.
+
+    The default limit of dagster.yaml holds for pools that the storage has seen: without this the
+    first two runs of a new instance would run side by side, and the second be refused.
+    """
+    instance.event_log_storage.set_concurrency_slots(POOL, 1)
 
 
 def keep_connections(instance: dg.DagsterInstance) -> None:

@@ -437,16 +437,3 @@ def test_nothing_is_locked_or_waited_for(
 def test_inspection_belongs_outside_a_transaction(connection: psycopg.Connection[TupleRow]) -> None:
     with transaction(connection, SETTINGS), pytest.raises(psycopg.ProgrammingError):
         inspect(connection)
-
-
-def test_a_percent_sign_in_a_name_is_refused_by_name(
-    connection: psycopg.Connection[TupleRow],
-) -> None:
-    make(
-        connection,
-        SYMBOLS,
-        f"{PARTITIONED} LIST (symbol)",
-        'CREATE TABLE "rest 100%" PARTITION OF market_data DEFAULT',
-    )
-    with pytest.raises(MarketTablesError, match=r"public\.rest 100% has a percent sign"):
-        inspect(connection)

@@ -21,7 +21,7 @@ from assetclass_pipeline.defs.checks import (
     proof_result,
 )
 from assetclass_pipeline.defs.failures import readable_failures
-from assetclass_pipeline.defs.instance import keep_connections
+from assetclass_pipeline.defs.instance import POOL, keep_connections
 from assetclass_pipeline.defs.presentation import (
     changes_table,
     operation_metadata,
@@ -45,7 +45,6 @@ from assetclass_pipeline.settings import Settings
 
 MARKET_DATA_BACKUP = dg.AssetKey("market_data_backup")
 CORRECTED_MARKET_DATA = dg.AssetKey("corrected_market_data")
-POOL = "market_data"
 
 _TERMINATED = (dg.DagsterExecutionInterruptedError,)
 
