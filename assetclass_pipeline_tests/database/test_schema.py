@@ -22,15 +22,18 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.settings import Settings
 
 SETTINGS = Settings()
-NEWEST = "0001"
+NEWEST = "0002"
 TABLES = {
     "alembic_version",
     "operation",
     "operation_batch",
     "operation_change",
     "operation_control",
+    "operation_event",
     "operation_heartbeat",
+    "operation_quarantined_row",
     "operation_skipped_row",
+    "operation_wait",
     "quality_measurement",
 }
 
