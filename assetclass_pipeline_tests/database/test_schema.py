@@ -102,7 +102,7 @@ def add_operation(connection: psycopg.Connection[TupleRow], status: str) -> str:
 
 def test_status_of_an_empty_database(database_url: str) -> None:
     found = schema.status(database_url, SETTINGS)
-    assert found == schema.SchemaStatus(current=None, head=NEWEST, pending=(NEWEST,))
+    assert found == schema.SchemaStatus(current=None, head=NEWEST, pending=("0001", NEWEST))
     assert not found.at_head
 
 
