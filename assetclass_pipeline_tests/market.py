@@ -11,9 +11,11 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database import schema
+from assetclass_pipeline.database.queries import Statement
 from assetclass_pipeline.settings import SessionLimits, Settings, load_settings
 
 MarketConnection = psycopg.Connection[TupleRow]
@@ -128,6 +130,9 @@ class Market:
         for number, part in enumerate(PARTITIONINGS[self.partitioning][1:], start=1):
             body = sql.SQL(part).format(table=self.market_identifier, first=self.part(1))
             self.connection.execute(sql.SQL("CREATE TABLE {} {}").format(self.part(number), body))
+            if self.key and "PARTITION BY" not in part:
+                statement = sql.SQL("ALTER TABLE {} ADD ").format(self.part(number))
+                self.connection.execute(statement + sql.SQL(self.key))
         return self
 
     def drop(self) -> None:
@@ -144,22 +149,28 @@ class Market:
 
     def list_symbols(self, *rows: tuple[str | None, str | None]) -> "Market":
         """Add (ticker, asset_class) rows to the reference; the n-th is of venue n."""
-        statement = sql.SQL("INSERT INTO {} (ticker, asset_class, venue) VALUES (%s, %s, %s)")
+        statement = sql.SQL(
+            "INSERT INTO {} (ticker, asset_class, venue) VALUES (%(ticker)s, %(klass)s, %(venue)s)"
+        )
         with self.connection.cursor() as cursor:
             cursor.executemany(
-                statement.format(self.symbols_identifier),
-                [(*row, f"venue {number}") for number, row in enumerate(rows)],
+                Statement([*statement.format(self.symbols_identifier)]),
+                [
+                    {"ticker": ticker, "klass": klass, "venue": f"venue {number}"}
+                    for number, (ticker, klass) in enumerate(rows)
+                ],
             )
         return self
 
     def add(self, bars: Iterable[Bar]) -> "Market":
         """Add rows to the market table."""
+        statement = sql.SQL(
+            'INSERT INTO {} (id, symbol, "timestamp", asset_class) '
+            "VALUES (%(id)s, %(symbol)s, %(timestamp)s, %(asset_class)s)"
+        )
         with self.connection.cursor() as cursor:
             cursor.executemany(
-                sql.SQL(
-                    'INSERT INTO {} (id, symbol, "timestamp", asset_class) VALUES (%s, %s, %s, %s)'
-                ).format(self.market_identifier),
-                [(bar.id, bar.symbol, bar.timestamp, bar.asset_class) for bar in bars],
+                Statement([*statement.format(self.market_identifier)]), [vars(bar) for bar in bars]
             )
         return self
 
@@ -224,6 +235,24 @@ class Market:
                 "WHERE schemaname = 'assetclass' AND tablename LIKE 'plan\\_%'"
             )
         ]
+
+
+def add_server(connection: MarketConnection, dsn: str, name: str = "far_away") -> None:
+    """Let `connection`'s database reach the one of `dsn` through postgres_fdw, as a server."""
+    at = conninfo_to_dict(dsn)
+    server = sql.Identifier(name)
+    connection.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw")
+    connection.execute(
+        sql.SQL(
+            "CREATE SERVER {} FOREIGN DATA WRAPPER postgres_fdw"
+            " OPTIONS (host {}, port {}, dbname {})"
+        ).format(server, str(at["host"]), str(at.get("port", 5432)), str(at["dbname"]))
+    )
+    connection.execute(
+        sql.SQL(
+            "CREATE USER MAPPING FOR CURRENT_USER SERVER {} OPTIONS (user {}, password {})"
+        ).format(server, str(at["user"]), str(at.get("password", "")))
+    )
 
 
 @contextmanager

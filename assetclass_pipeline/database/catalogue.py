@@ -11,6 +11,9 @@ from psycopg.rows import TupleRow, class_row
 
 from assetclass_pipeline.database.queries import query
 
+KEY_COLUMNS = ("id", "symbol", "timestamp")
+"""Columns by which a planned row can be found again."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -53,17 +56,39 @@ class Column:
 
 @dataclass(frozen=True)
 class LeafRelation:
-    """A table of a partition tree that has no partitions of its own, or the plain table itself."""
+    """A table of a partition tree that has no partitions of its own, or the plain table itself.
+
+    `has_key`: some unique index holds nothing but columns that the plan keeps of a row. From
+    `is_on_postgres` to `remote_table`: a foreign table, and what postgres_fdw makes of it.
+    """
 
     oid: int
     schema: str
     table: str
     kind: str
     access_method: str | None
+    has_update_rules: bool
     row_security: bool
+    has_key: bool
+    is_on_postgres: bool
+    is_updatable: bool
+    server: str | None
+    may_use_server: bool
+    remote_schema: str
+    remote_table: str
     may_use_schema: bool
     may_select: bool
     may_update: bool
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return f"{self.schema}.{self.table}"
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """Its schema-qualified name."""
+        return sql.Identifier(self.schema, self.table)
 
 
 @dataclass(frozen=True)
@@ -118,7 +143,8 @@ def read_table(
         query("catalogue", "columns"), of_relation
     )
     leaves = connection.cursor(row_factory=class_row(LeafRelation)).execute(
-        query("catalogue", "leaves"), of_relation | {"written": ["asset_class", "updated_at"]}
+        query("catalogue", "leaves"),
+        {**of_relation, "written": ["asset_class", "updated_at"], "key": [*KEY_COLUMNS]},
     )
     keys = connection.execute(
         query("catalogue", "partition_keys_with"), of_relation | {"column": "asset_class"}
@@ -141,3 +167,30 @@ def _is_distributed(connection: psycopg.Connection[TupleRow], oid: int) -> bool:
 
 def _dotted(rows: psycopg.Cursor[TupleRow]) -> tuple[str, ...]:
     return tuple(f"{schema}.{table}" for schema, table in rows)
+
+
+@dataclass(frozen=True)
+class RemoteTable:
+    """What stands behind a foreign table on its own server; `kind` is None when nothing does."""
+
+    kind: str | None
+    has_inheriting_tables: bool = False
+
+
+def read_remote_table(
+    cursor: psycopg.Cursor[TupleRow], leaf: LeafRelation, *, schema: str
+) -> RemoteTable:
+    """Look through the leaf's server at what it stands for.
+
+    Makes two tables in `schema`: the caller rolls its transaction back. Raises psycopg.Error with
+    what the other server said.
+    """
+    parts = {
+        "classes": sql.Identifier(schema, "assetclass_remote_class"),
+        "namespaces": sql.Identifier(schema, "assetclass_remote_namespace"),
+    }
+    server = sql.Identifier(str(leaf.server))
+    cursor.execute(query("catalogue", "open_remote_catalogue", server=server, **parts))
+    names = {"schema": leaf.remote_schema, "table": leaf.remote_table}
+    row = cursor.execute(query("catalogue", "remote_table", **parts), names).fetchone()
+    return RemoteTable(*row) if row else RemoteTable(None)

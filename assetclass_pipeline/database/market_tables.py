@@ -5,6 +5,7 @@ catalogue itself, anything that reads rows, and how a batch finds its rows.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,18 +14,24 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.catalogue import (
+    KEY_COLUMNS,
     Column,
     LeafRelation,
     Relation,
+    RemoteTable,
     TableInCatalogue,
+    read_remote_table,
     read_session,
     read_table,
 )
 from assetclass_pipeline.database.connections import transaction
+from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.errors import MarketTablesError
 from assetclass_pipeline.settings import Settings
 
 TimestampKind = Literal["timestamp", "timestamptz", "date"]
+LeafKind = Literal["heap", "foreign"]
+"""How rows are found again: by their physical address, or by key on the server that holds them."""
 
 _MARKET_COLUMNS = ("id", "symbol", "timestamp", "asset_class")
 _SYMBOLS_COLUMNS = ("ticker", "asset_class")
@@ -37,7 +44,7 @@ _TIMESTAMP_KINDS: Mapping[str, TimestampKind] = {
 _UNSUPPORTED_KINDS = {
     "v": "a view, and its rows have no address of their own. Name the table below it instead.",
     "m": "a materialized view, which cannot be updated. Name the table below it instead.",
-    "f": "a foreign table, whose rows have no physical address here: not supported yet.",
+    "f": "a foreign table, and every batch reads it: make a materialized view of it.",
 }
 
 
@@ -48,6 +55,7 @@ class Leaf:
     oid: int
     schema: str
     table: str
+    kind: LeafKind = "heap"
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -83,6 +91,11 @@ class MarketTables:
     has_updated_at: bool
     updated_at_type: str | None
 
+    @property
+    def foreign_leaves(self) -> tuple[Leaf, ...]:
+        """Leaves whose rows another server holds."""
+        return tuple(leaf for leaf in self.leaves if leaf.kind == "foreign")
+
 
 def inspect_market_tables(
     connection: psycopg.Connection[TupleRow], settings: Settings, *, for_writing: bool
@@ -91,7 +104,8 @@ def inspect_market_tables(
 
     Must be called outside a transaction. Raises MarketTablesError that names every missing table,
     column and right, and everything about the tables that we cannot work with, one per line;
-    `for_writing` asks for what a correction needs too.
+    `for_writing` asks for what a correction needs too, of foreign tables also on their own servers:
+    there it tries an UPDATE that hits no row.
     """
     # Under this path every type of the database's own is spelled with its schema.
     with transaction(connection, settings, read_only=True, snapshot=True, search_path="pg_catalog"):
@@ -108,6 +122,9 @@ def inspect_market_tables(
             "The server is a standby and cannot be written to: name the primary in "
             "ASSETCLASS_DATABASE_URL."
         )
+    if for_writing and not problems:
+        # Only now: asking other servers takes time, and needs the rights that were checked above.
+        problems += _remote_problems(connection, settings, market)
     if problems or market.relation is None or symbols.relation is None:
         raise MarketTablesError("\n".join(problems))
     return _described(market, market.relation, symbols, symbols.relation)
@@ -130,7 +147,10 @@ def _described(
         symbols_name=symbols.name,
         market_oid=market_relation.oid,
         symbols_oid=symbols_relation.oid,
-        leaves=tuple(Leaf(leaf.oid, leaf.schema, leaf.table) for leaf in market.leaves),
+        leaves=tuple(
+            Leaf(leaf.oid, leaf.schema, leaf.table, "foreign" if leaf.kind == "f" else "heap")
+            for leaf in market.leaves
+        ),
         is_partitioned=market_relation.kind == "p",
         id_type=columns["id"].type,
         symbol_type=columns["symbol"].type,
@@ -151,7 +171,7 @@ def _table_problems(
     if relation is None:
         yield _missing_table(found, setting)
         return
-    if relation.kind in _UNSUPPORTED_KINDS and (setting == "MARKET" or relation.kind == "f"):
+    if relation.kind == "f" if setting == "SYMBOLS" else relation.kind in ("v", "m"):
         yield f"{found.name} is {_UNSUPPORTED_KINDS[relation.kind]}"
     if relation.persistence == "t":
         yield f"{found.name} is a temporary table, which no other session sees: make it a real one."
@@ -204,7 +224,7 @@ def _market_problems(found: TableInCatalogue, role: str, *, for_writing: bool) -
     relation = found.relation
     if relation is None:
         return
-    yield from _address_problems(found, relation)
+    yield from _tree_problems(found, relation)
     timestamp = found.columns.get("timestamp")
     if timestamp is not None and timestamp.base_type not in _TIMESTAMP_KINDS:
         yield (
@@ -215,10 +235,13 @@ def _market_problems(found: TableInCatalogue, role: str, *, for_writing: bool) -
         yield from _written_column_problems(found)
         yield from _missing_writing_rights(found, relation, role)
         yield from _leaf_right_problems(found, role)
+        if relation.kind in ("r", "p", "f") and not relation.has_inheriting_tables:
+            for leaf in found.leaves:
+                yield from _leaf_writing_problems(found, leaf, role)
 
 
-def _address_problems(found: TableInCatalogue, relation: Relation) -> Iterator[str]:
-    """Where a row's physical address would mean nothing, or change under our hands."""
+def _tree_problems(found: TableInCatalogue, relation: Relation) -> Iterator[str]:
+    """Where rows would change their table under our hands, or be elsewhere than it says."""
     name = found.name
     if relation.has_inheriting_tables:
         yield f"{name} has tables that inherit from it (not partitions): not supported yet."
@@ -232,16 +255,94 @@ def _address_problems(found: TableInCatalogue, relation: Relation) -> Iterator[s
             "partitions: not supported yet."
         )
     for leaf in found.leaves:
-        yield from _leaf_kind_problems(leaf, found)
+        if leaf.kind == "r" and leaf.access_method != "heap":
+            yield f"{leaf.name} is stored by {leaf.access_method}, not heap: not supported yet."
 
 
-def _leaf_kind_problems(leaf: LeafRelation, found: TableInCatalogue) -> Iterator[str]:
-    name = f"{leaf.schema}.{leaf.table}"
-    is_partition = name != found.name
-    if is_partition and leaf.kind == "f":
-        yield f"Partition {name} is {_UNSUPPORTED_KINDS['f']}"
-    if leaf.kind == "r" and leaf.access_method != "heap":
-        yield f"{name} is stored by {leaf.access_method} instead of heap: not supported yet."
+def _leaf_writing_problems(found: TableInCatalogue, leaf: LeafRelation, role: str) -> Iterator[str]:
+    """What a batch that addresses the leaf itself meets there."""
+    name = leaf.name if leaf.name == found.name else f"Partition {leaf.name}"
+    if leaf.has_update_rules and leaf.name != found.name:
+        yield f"{name} has a rule that rewrites updates: not supported; use a trigger instead."
+    if leaf.kind == "f":
+        yield from _foreign_problems(name, leaf, role)
+    elif not leaf.has_key and all(column in found.columns for column in KEY_COLUMNS):
+        yield (
+            f"{name} has no key by which a row that moved could be found again: a unique index on "
+            'columns of id, symbol and "timestamp" only, not partial and not deferrable. Add one: '
+            f"CREATE UNIQUE INDEX CONCURRENTLY ON {leaf.identifier.as_string()} (id);"
+        )
+
+
+def _foreign_problems(name: str, leaf: LeafRelation, role: str) -> Iterator[str]:
+    if not leaf.is_on_postgres:
+        yield (
+            f"{name} is a foreign table that postgres_fdw does not serve: nothing is known of how "
+            "its server locks and commits. Correct it there, or detach it."
+        )
+    elif not leaf.is_updatable:
+        yield (
+            f"{name} is a foreign table with the option updatable off: switch it on for the table "
+            "(ALTER FOREIGN TABLE) or its server, or detach it."
+        )
+    elif not leaf.may_use_server:
+        target = f"FOREIGN SERVER {sql.Identifier(str(leaf.server)).as_string()}"
+        yield _missing_right(f"the server of {leaf.name}", "look at", "USAGE", target, role)
+
+
+def _remote_problems(
+    connection: psycopg.Connection[TupleRow], settings: Settings, found: TableInCatalogue
+) -> list[str]:
+    """What foreign leaves lack on their own servers."""
+    problems = []
+    for leaf in found.leaves:
+        if leaf.kind != "f":
+            continue
+        try:
+            problem = _problem_there(connection, settings, found, leaf)
+        except psycopg.Error as error:
+            if connection.broken:
+                raise
+            problem = f"said: {error.diag.message_primary}. Correct its options, user mapping or "
+            problem += "rights there, or detach it."
+        if problem is not None:
+            problems.append(f"{leaf.name} is a foreign table whose server {leaf.server} {problem}")
+    return problems
+
+
+def _problem_there(
+    connection: psycopg.Connection[TupleRow],
+    settings: Settings,
+    found: TableInCatalogue,
+    leaf: LeafRelation,
+) -> str | None:
+    written = {column.name for column in _written_columns(found)}
+    updated_at = sql.SQL(", updated_at = m.updated_at" if "updated_at" in written else "")
+    attempt = query("catalogue", "try_remote_update", leaf=leaf.identifier, updated_at=updated_at)
+    there = RemoteTable(None)
+    with suppress(psycopg.Rollback), transaction(connection, settings) as cursor:
+        there = read_remote_table(cursor, leaf, schema=found.schema)
+        if there.kind == "r":
+            cursor.execute(attempt)
+        raise psycopg.Rollback
+    return _refused_there(leaf, there)
+
+
+def _refused_there(leaf: LeafRelation, there: RemoteTable) -> str | None:
+    """Rows of a foreign table are written by their address there: it must be that of one table."""
+    name = f"{leaf.remote_schema}.{leaf.remote_table}"
+    if there.kind is None:
+        return f"has no table {name}: correct its options schema_name and table_name."
+    if there.kind == "p":
+        return (
+            f"holds a partitioned table {name}: name each of its partitions in a foreign table of "
+            "its own."
+        )
+    if there.kind != "r":
+        return f"holds no plain table under the name {name}: name the table below it."
+    if there.has_inheriting_tables:
+        return f"holds a table {name} from which others inherit: not supported."
+    return None
 
 
 def _written_column_problems(found: TableInCatalogue) -> Iterator[str]:

@@ -12,11 +12,14 @@ from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.errors import MarketTablesError
 from assetclass_pipeline.settings import Settings
+from assetclass_pipeline_tests.market import add_server
 
 SETTINGS = Settings()
 MARKET = (
-    'CREATE TABLE market_data (id bigint, symbol text, "timestamp" timestamptz, asset_class text)'
+    "CREATE TABLE market_data"
+    ' (id bigint PRIMARY KEY, symbol text, "timestamp" timestamptz, asset_class text)'
 )
+FOREIGN = MARKET.replace("CREATE TABLE", "CREATE FOREIGN TABLE").replace(" PRIMARY KEY", "")
 SYMBOLS = "CREATE TABLE symbols (ticker text, asset_class text)"
 PARTITIONED = (
     'CREATE TABLE market_data (id bigint, symbol text, "timestamp" timestamptz, asset_class text)'
@@ -106,7 +109,7 @@ def test_types_are_spelled_with_their_schema(connection: psycopg.Connection[Tupl
         SYMBOLS,
         'CREATE TYPE "Class" AS ENUM (\'STOCK\'); CREATE DOMAIN some_class AS "Class"',
         "CREATE DOMAIN moment AS timestamp(3); CREATE DOMAIN later AS moment",
-        'CREATE TABLE market_data (id uuid, symbol varchar(9), "timestamp" later,'
+        'CREATE TABLE market_data (id uuid UNIQUE, symbol varchar(9), "timestamp" later,'
         " asset_class some_class, updated_at timestamp)",
     )
 
@@ -154,12 +157,12 @@ def test_leaves_of_nested_partitions_are_ordered_by_name(
         SYMBOLS,
         f'{PARTITIONED} RANGE ("timestamp")',
         "CREATE SCHEMA archive",
-        "CREATE TABLE rest PARTITION OF market_data DEFAULT",
+        "CREATE TABLE rest PARTITION OF market_data (UNIQUE (id)) DEFAULT",
         "CREATE TABLE year PARTITION OF market_data FOR VALUES FROM ('2024-01-01') TO"
         " ('2025-01-01') PARTITION BY LIST (symbol)",
-        "CREATE TABLE year_b PARTITION OF year FOR VALUES IN ('B')",
-        "CREATE TABLE year_a PARTITION OF year FOR VALUES IN ('A')",
-        "CREATE TABLE archive.year_c PARTITION OF year FOR VALUES IN ('C')",
+        "CREATE TABLE year_b PARTITION OF year (UNIQUE (id, symbol)) FOR VALUES IN ('B')",
+        "CREATE TABLE year_a PARTITION OF year (UNIQUE (\"timestamp\")) FOR VALUES IN ('A')",
+        "CREATE TABLE archive.year_c PARTITION OF year (PRIMARY KEY (id)) FOR VALUES IN ('C')",
     )
 
     found = inspect(connection)
@@ -235,9 +238,9 @@ def test_similar_tables_are_hinted_at(connection: psycopg.Connection[TupleRow]) 
         (
             [
                 "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w",
-                MARKET.replace("CREATE TABLE", "CREATE FOREIGN TABLE") + " SERVER s",
+                FOREIGN + " SERVER s",
             ],
-            "a foreign table",
+            "public.market_data is a foreign table that postgres_fdw does not serve",
         ),
         (
             [
@@ -245,7 +248,7 @@ def test_similar_tables_are_hinted_at(connection: psycopg.Connection[TupleRow]) 
                 f"{PARTITIONED} LIST (symbol)",
                 "CREATE FOREIGN TABLE far PARTITION OF market_data DEFAULT SERVER s",
             ],
-            "Partition public.far is a foreign table",
+            "Partition public.far is a foreign table that postgres_fdw does not serve",
         ),
         ([MARKET, "CREATE TABLE child () INHERITS (market_data)"], "inherit"),
         ([f"{PARTITIONED} LIST (asset_class)"], "partitioned by asset_class"),
@@ -260,13 +263,30 @@ def test_similar_tables_are_hinted_at(connection: psycopg.Connection[TupleRow]) 
         (
             [
                 f"{PARTITIONED.replace('market_data', 'whole')} LIST (asset_class)",
-                "CREATE TABLE market_data PARTITION OF whole DEFAULT",
+                "CREATE TABLE market_data PARTITION OF whole (UNIQUE (id)) DEFAULT",
             ],
             "public.whole is partitioned by asset_class",
         ),
         (
             [MARKET, "CREATE RULE r AS ON UPDATE TO market_data DO INSTEAD NOTHING"],
             "a rule that rewrites updates",
+        ),
+        (
+            [
+                f"{PARTITIONED} LIST (symbol)",
+                "CREATE TABLE p PARTITION OF market_data (UNIQUE (id)) DEFAULT",
+                "CREATE RULE r AS ON UPDATE TO p DO INSTEAD NOTHING",
+            ],
+            "Partition public.p has a rule",
+        ),
+        ([MARKET.replace(" PRIMARY KEY", "")], "public.market_data has no key"),
+        (
+            [
+                f"{PARTITIONED} LIST (symbol)",
+                "CREATE TABLE p PARTITION OF market_data DEFAULT",
+                "CREATE INDEX ON p (id)",
+            ],
+            'Add one: CREATE UNIQUE INDEX CONCURRENTLY ON "public"."p" (id);',
         ),
         (
             [
@@ -343,7 +363,7 @@ def test_missing_rights_end_with_the_statements_that_give_them(
         connection,
         "CREATE SCHEMA bars; CREATE SCHEMA old",
         PARTITIONED.replace("market_data", "bars.market_data") + " LIST (symbol)",
-        "CREATE TABLE old.rest PARTITION OF bars.market_data DEFAULT",
+        "CREATE TABLE old.rest PARTITION OF bars.market_data (UNIQUE (id)) DEFAULT",
         "ALTER TABLE bars.market_data ADD updated_at timestamptz",
         SYMBOLS,
         # Default rights of public differ between versions.
@@ -380,7 +400,7 @@ def test_rights_on_the_parent_do_not_count_for_its_partitions(
     make(
         connection,
         f"{PARTITIONED} LIST (symbol)",
-        "CREATE TABLE leaf PARTITION OF market_data DEFAULT",
+        "CREATE TABLE leaf PARTITION OF market_data (UNIQUE (id)) DEFAULT",
         SYMBOLS,
         f"GRANT ALL ON market_data, symbols TO {role}; GRANT ALL ON SCHEMA public TO {role}",
         f"GRANT SELECT, UPDATE (symbol) ON leaf TO {role}",
@@ -427,7 +447,7 @@ def test_nothing_is_locked_or_waited_for(
         connection,
         SYMBOLS,
         f"{PARTITIONED} LIST (symbol)",
-        "CREATE TABLE part PARTITION OF market_data DEFAULT",
+        "CREATE TABLE part PARTITION OF market_data (UNIQUE (id)) DEFAULT",
     )
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE market_data, symbols IN ACCESS EXCLUSIVE MODE")
@@ -437,3 +457,166 @@ def test_nothing_is_locked_or_waited_for(
 def test_inspection_belongs_outside_a_transaction(connection: psycopg.Connection[TupleRow]) -> None:
     with transaction(connection, SETTINGS), pytest.raises(psycopg.ProgrammingError):
         inspect(connection)
+
+
+@pytest.mark.every_postgres
+@pytest.mark.parametrize(
+    "key",
+    [
+        "PRIMARY KEY (id)",
+        "UNIQUE (id)",
+        'PRIMARY KEY (id, "timestamp")',
+        'UNIQUE (symbol, "timestamp")',
+        'UNIQUE (id) INCLUDE (asset_class), UNIQUE ("timestamp", price)',
+    ],
+)
+def test_keys_of_every_kind(connection: psycopg.Connection[TupleRow], key: str) -> None:
+    make(
+        connection,
+        SYMBOLS,
+        'CREATE TABLE market_data (id bigint, symbol text, "timestamp" timestamptz,'
+        f" asset_class text, price numeric, {key})",
+    )
+    assert [leaf.kind for leaf in inspect(connection).leaves] == ["heap"]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "CREATE UNIQUE INDEX ON market_data (id) WHERE symbol IS NOT NULL",
+        "CREATE UNIQUE INDEX ON market_data ((id + 1))",
+        "CREATE UNIQUE INDEX ON market_data (id, lower(symbol))",
+        "CREATE UNIQUE INDEX ON market_data (id, price)",
+        "ALTER TABLE market_data ADD UNIQUE (id) DEFERRABLE",
+        "CREATE INDEX ON market_data (id)",
+        (
+            "CREATE UNIQUE INDEX broken ON market_data (id);"
+            " UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'broken'::regclass"
+        ),
+    ],
+)
+def test_what_is_no_key(connection: psycopg.Connection[TupleRow], index: str) -> None:
+    """Reading needs none."""
+    make(
+        connection,
+        SYMBOLS,
+        MARKET.replace(" PRIMARY KEY", " NOT NULL, price numeric"),
+        index,
+    )
+    assert "public.market_data has no key" in only_problem(connection)
+    inspect(connection, for_writing=False)
+
+
+def test_an_unlogged_table_is_as_good_as_any(connection: psycopg.Connection[TupleRow]) -> None:
+    make(connection, SYMBOLS, MARKET.replace("CREATE TABLE", "CREATE UNLOGGED TABLE"))
+    assert inspect(connection).leaves
+
+
+def test_symbols_may_be_no_foreign_table(connection: psycopg.Connection[TupleRow]) -> None:
+    make(
+        connection,
+        MARKET,
+        "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w",
+        SYMBOLS.replace("CREATE TABLE", "CREATE FOREIGN TABLE") + " SERVER s",
+    )
+    assert "public.symbols is a foreign table, and every batch reads it" in only_problem(connection)
+
+
+class TestForeignTables:
+    """Another database of the same server stands for another server."""
+
+    @pytest.fixture
+    def remote(
+        self,
+        connection: psycopg.Connection[TupleRow],
+        another_database_url: str,
+    ) -> Iterator[psycopg.Connection[TupleRow]]:
+        make(connection, SYMBOLS)
+        add_server(connection, another_database_url)
+        with connect(another_database_url, SETTINGS, purpose="test") as opened:
+            yield opened
+
+    @pytest.mark.every_postgres
+    def test_a_partition_on_another_server(
+        self, connection: psycopg.Connection[TupleRow], remote: psycopg.Connection[TupleRow]
+    ) -> None:
+        """Nothing of the inspection stays."""
+        make(remote, MARKET.replace("market_data", "bars"))
+        make(
+            connection,
+            f"{PARTITIONED} RANGE (id)",
+            "CREATE TABLE near PARTITION OF market_data (UNIQUE (id)) FOR VALUES FROM (0) TO (9)",
+            "CREATE FOREIGN TABLE far PARTITION OF market_data DEFAULT"
+            " SERVER far_away OPTIONS (table_name 'bars')",
+        )
+        found = inspect(connection)
+        assert [(leaf.table, leaf.kind) for leaf in found.leaves] == [
+            ("far", "foreign"),
+            ("near", "heap"),
+        ]
+        assert [leaf.table for leaf in found.foreign_leaves] == ["far"]
+        tables = connection.execute(
+            "SELECT foreign_table_name FROM information_schema.foreign_tables"
+        )
+        assert tables.fetchall() == [("far",)]
+
+    @pytest.mark.parametrize(
+        ("there", "here", "reason"),
+        [
+            ([], "", "has no table public.market_data"),
+            ([MARKET], "OPTIONS (updatable 'false')", "option updatable off"),
+            ([MARKET], "OPTIONS (table_name 'other')", "has no table public.other"),
+            ([f"{PARTITIONED} LIST (symbol)"], "", "holds a partitioned table public.market_data"),
+            (
+                [
+                    MARKET.replace("market_data", "below"),
+                    "CREATE VIEW market_data AS TABLE below",
+                ],
+                "",
+                "holds no plain table",
+            ),
+            ([MARKET, "CREATE TABLE child () INHERITS (market_data)"], "", "others inherit"),
+            (
+                [MARKET, 'ALTER TABLE market_data RENAME symbol TO "Symbol"'],
+                "",
+                'column "symbol" does not exist',
+            ),
+        ],
+    )
+    def test_what_cannot_be_corrected_there(
+        self,
+        connection: psycopg.Connection[TupleRow],
+        remote: psycopg.Connection[TupleRow],
+        there: list[str],
+        here: str,
+        reason: str,
+    ) -> None:
+        make(remote, *there)
+        make(connection, f"{FOREIGN} SERVER far_away {here}")
+        assert reason in only_problem(connection)
+        inspect(connection, for_writing=False)
+
+    def test_rights_there_and_a_mapping_are_needed(
+        self,
+        connection: psycopg.Connection[TupleRow],
+        remote: psycopg.Connection[TupleRow],
+        clerk: psycopg.Connection[TupleRow],
+    ) -> None:
+        name = clerk.info.user
+        role = sql.Identifier(name).as_string()
+        make(remote, MARKET, f"GRANT SELECT, UPDATE (id) ON market_data TO {role}")
+        make(
+            connection,
+            f"{FOREIGN} SERVER far_away",
+            f"GRANT ALL ON market_data, symbols TO {role}; GRANT ALL ON SCHEMA public TO {role}",
+        )
+        lacks_server = only_problem(clerk)
+        assert lacks_server.endswith(f'GRANT USAGE ON FOREIGN SERVER "far_away" TO {role};')
+        make(connection, *grants([lacks_server]))
+        assert "user mapping not found" in only_problem(clerk)
+        login = f"OPTIONS (user '{name.replace(chr(39), chr(39) * 2)}', password 'x')"
+        make(connection, f"CREATE USER MAPPING FOR {role} SERVER far_away {login}")
+        assert "permission denied for table market_data" in only_problem(clerk)
+        make(remote, f"GRANT UPDATE (asset_class) ON market_data TO {role}")
+        assert inspect(clerk).foreign_leaves
+        make(remote, f"DROP OWNED BY {role}")

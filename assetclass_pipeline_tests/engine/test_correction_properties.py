@@ -43,6 +43,7 @@ NAMES = (
     ("public", "market_data", "symbols"),
     ("Odd Schema", 'Market "Data"', "Sym;bols {x}"),
     ("public", "select", "Symbols"),
+    ("50%", "100%s %(id)s %%", "%(blanks)s"),
 )
 
 
@@ -65,6 +66,10 @@ SOUND_LISTINGS: tuple[list[Listing], ...] = (
 EXAMPLES = 60
 
 
+# Every column of every partitioning; ids come several times, and NULLs are all alike.
+KEY = 'UNIQUE (id, symbol, "timestamp")'
+
+
 class Draw(random.Random):
     """Everything that an example is made of; the same for the same number."""
 
@@ -84,7 +89,8 @@ class Draw(random.Random):
         ]
         listed = [*self.choice(SOUND_LISTINGS), *odd]
         known = [ticker for ticker, _ in listed] or list(TICKERS[:2])
-        return listed, [self.bar(known) for _ in range(self.choice((0, 1, 20, 30, 40, 50)))]
+        bars = [self.bar(known) for _ in range(self.choice((0, 1, 20, 30, 40, 50)))]
+        return listed, _with_keys(bars)
 
     def bar(self, known: list[str | None]) -> Bar:
         """One row."""
@@ -125,6 +131,18 @@ class Draw(random.Random):
         return Asked(Ask(overwrite, asked_targets, scope.start, scope.end), scope, options)
 
 
+def _with_keys(bars: list[Bar]) -> list[Bar]:
+    """The bars without those that the key forbids."""
+    keys: set[tuple[object, ...]] = set()
+    kept = []
+    for bar in bars:
+        key = (bar.id, bar.symbol, bar.timestamp)
+        if key not in keys or None in key:
+            kept.append(bar)
+        keys.add(key)
+    return kept
+
+
 @pytest.fixture(scope="module")
 def market(postgres_server: EmbeddedServer) -> Iterator[Market]:
     """One database for all examples: each makes its tables anew."""
@@ -139,7 +157,7 @@ def test_correction_does_exactly_what_the_oracle_says(market: Market, number: in
     schema, table, symbols = draw.choice(NAMES)
     partitioning = sorted(PARTITIONINGS)[number % len(PARTITIONINGS)]
     odd_market = replace(
-        market, schema=schema, table=table, symbols=symbols, key="", partitioning=partitioning
+        market, schema=schema, table=table, symbols=symbols, key=KEY, partitioning=partitioning
     )
     try:
         odd_market.create().list_symbols(*listed).add(bars)

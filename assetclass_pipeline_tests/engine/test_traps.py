@@ -292,7 +292,7 @@ class TestOthersChangeRows:
     def test_rows_that_moved_to_another_partition_are_found_again(
         self, make_market: MakeMarket
     ) -> None:
-        market = small(make_market(partitioning="hash", key=""))
+        market = small(make_market(partitioning="hash"))
         request = request_of(batch_size=4)
         plan_now(market, request)
         market.execute(
@@ -304,13 +304,14 @@ class TestOthersChangeRows:
             market.part(1),
             market.market_identifier,
         )
+        market.execute("ALTER TABLE {} ADD PRIMARY KEY (id)", market.part(1))
         market.execute("INSERT INTO {} SELECT * FROM old_part", market.market_identifier)
         operation = correct_now(market, request)
         assert operation.skipped_by_reason == {}
         assert market.classes() == right()
 
     def test_a_detached_partition_is_left_alone(self, make_market: MakeMarket) -> None:
-        market = small(make_market(partitioning="hash", key=""))
+        market = small(make_market(partitioning="hash"))
         request = request_of(batch_size=4)
         plan_now(market, request)
         gone = market.value("SELECT count(*) FROM {}", market.part(1))
@@ -327,7 +328,7 @@ class TestOthersChangeRows:
         self, make_market: MakeMarket
     ) -> None:
         """Guard: symbol and time are compared, for NULL ids are all alike."""
-        market = make_market(key="").list_symbols(*REFERENCE)
+        market = make_market(key="UNIQUE (id)").list_symbols(*REFERENCE)
         market.add(Bar(None, "AAPL") for _ in range(10))
         request = request_of(batch_size=4)
         plan_now(market, request)
@@ -340,9 +341,10 @@ class TestOthersChangeRows:
         assert operation.skipped_by_reason == {SkipReason.MOVED_OR_CHANGED: 10}
 
     def test_rows_alike_in_everything_are_all_written(self, make_market: MakeMarket) -> None:
-        """Rows without a key that moved: each planned row takes one of them."""
-        market = make_market(key="").list_symbols(*REFERENCE)
-        market.add(Bar(7, "AAPL") for _ in range(10))
+        """Rows whose key holds a NULL moved: each planned row takes one of them."""
+        key = 'UNIQUE (id, symbol, "timestamp")'
+        market = make_market(key=key).list_symbols(*REFERENCE)
+        market.add(Bar(7, "AAPL", None) for _ in range(10))
         request = request_of(batch_size=5)
         plan_now(market, request)
         market.execute("VACUUM FULL {}", market.market_identifier)

@@ -23,7 +23,7 @@ SELECT
     ) AS has_inheriting_tables,
     EXISTS (
         SELECT FROM pg_rewrite
-        WHERE ev_class = relation.oid AND ev_type = '2' AND relation.relkind IN ('r', 'p')
+        WHERE ev_class = relation.oid AND ev_type = '2' AND relation.relkind IN ('r', 'p', 'f')
     ) AS has_update_rules,
     row_security_active(relation.oid) AS row_security,
     has_schema_privilege(namespace.oid, 'USAGE') AS may_use_schema,
@@ -84,7 +84,33 @@ SELECT
     leaf.relname::text AS table,
     leaf.relkind::text AS kind,
     access_method.amname::text AS access_method,
+    EXISTS (SELECT FROM pg_rewrite WHERE ev_class = leaf.oid AND ev_type = '2') AS has_update_rules,
     row_security_active(leaf.oid) AS row_security,
+    EXISTS (
+        SELECT FROM pg_index
+        WHERE indrelid = leaf.oid AND indisunique AND indisvalid AND indimmediate
+        AND indpred IS NULL AND indexprs IS NULL
+        AND NOT EXISTS (
+            SELECT FROM pg_attribute AS attribute
+            WHERE attribute.attrelid = leaf.oid
+            AND attribute.attnum = ANY ((indkey::int2[])[0:indnkeyatts - 1])
+            AND attribute.attname <> ALL (%(key)s::text[])
+        )
+    ) AS has_key,
+    coalesce(handler.proname = 'postgres_fdw_handler', false) AS is_on_postgres,
+    coalesce(
+        (SELECT option_value::boolean FROM pg_options_to_table(foreign_table.ftoptions)
+         WHERE option_name = 'updatable'),
+        (SELECT option_value::boolean FROM pg_options_to_table(server.srvoptions)
+         WHERE option_name = 'updatable'),
+        true
+    ) AS is_updatable,
+    server.srvname::text AS server,
+    coalesce(has_server_privilege(server.oid, 'USAGE'), false) AS may_use_server,
+    coalesce((SELECT option_value FROM pg_options_to_table(foreign_table.ftoptions)
+              WHERE option_name = 'schema_name'), namespace.nspname::text) AS remote_schema,
+    coalesce((SELECT option_value FROM pg_options_to_table(foreign_table.ftoptions)
+              WHERE option_name = 'table_name'), leaf.relname::text) AS remote_table,
     has_schema_privilege(namespace.oid, 'USAGE') AS may_use_schema,
     has_table_privilege(leaf.oid, 'SELECT') AS may_select,
     coalesce((
@@ -96,6 +122,10 @@ FROM tree
 JOIN pg_class AS leaf ON leaf.oid = tree.oid
 JOIN pg_namespace AS namespace ON namespace.oid = leaf.relnamespace
 LEFT JOIN pg_am AS access_method ON access_method.oid = leaf.relam
+LEFT JOIN pg_foreign_table AS foreign_table ON foreign_table.ftrelid = leaf.oid
+LEFT JOIN pg_foreign_server AS server ON server.oid = foreign_table.ftserver
+LEFT JOIN pg_foreign_data_wrapper AS wrapper ON wrapper.oid = server.srvfdw
+LEFT JOIN pg_proc AS handler ON handler.oid = wrapper.fdwhandler
 WHERE leaf.relkind <> 'p'
 ORDER BY 2, 3
 
@@ -129,3 +159,24 @@ ORDER BY 1, 2
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid::oid = %(relation)s
 )
+
+-- name: open_remote_catalogue
+-- The other server's list of tables, for a transaction that is rolled back.
+CREATE FOREIGN TABLE {classes} (
+    oid oid, relname name, relnamespace oid, relkind "char", relhassubclass boolean
+) SERVER {server} OPTIONS (schema_name 'pg_catalog', table_name 'pg_class');
+CREATE FOREIGN TABLE {namespaces} (oid oid, nspname name)
+SERVER {server} OPTIONS (schema_name 'pg_catalog', table_name 'pg_namespace')
+
+-- name: remote_table
+SELECT relation.relkind::text, relation.relhassubclass
+FROM {classes} AS relation
+JOIN {namespaces} AS namespace ON namespace.oid = relation.relnamespace
+WHERE namespace.nspname = %(schema)s::name AND relation.relname = %(table)s::name
+
+-- name: try_remote_update
+-- No row has this address, so nothing is read, locked or written; yet the other server checks its
+-- columns and our rights there.
+UPDATE {leaf} AS m SET asset_class = m.asset_class{updated_at}
+WHERE m.ctid = '(0,0)'::tid
+RETURNING m.id, m.symbol, m."timestamp", m.asset_class
