@@ -22,10 +22,11 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.settings import Settings
 
 SETTINGS = Settings()
-NEWEST = "0002"
+NEWEST = "0003"
 TABLES = {
     "alembic_version",
     "operation",
+    "operation_attempt",
     "operation_batch",
     "operation_change",
     "operation_control",
@@ -102,7 +103,7 @@ def add_operation(connection: psycopg.Connection[TupleRow], status: str) -> str:
 
 def test_status_of_an_empty_database(database_url: str) -> None:
     found = schema.status(database_url, SETTINGS)
-    assert found == schema.SchemaStatus(current=None, head=NEWEST, pending=("0001", NEWEST))
+    assert found == schema.SchemaStatus(current=None, head=NEWEST, pending=("0001", "0002", NEWEST))
     assert not found.at_head
 
 

@@ -1,0 +1,237 @@
+"""Rows that another server holds: found by key through postgres_fdw, locked there, then written.
+
+Belongs here: batches and sweeps on foreign leaves, and what two servers' commits can leave behind.
+Does not: the plan's scan (plan.py) and rows with a physical address (batches.py, sweeping.py).
+
+postgres_fdw commits on the other server just before we commit here. When the client, the network
+or our server dies in between, rows are written there that our ledger lacks. So a batch first
+commits, by itself, which of its rows it sees unchanged (`announce`); a later try that finds such a
+row with exactly the planned class counts it as corrected, and an event says how many. A row that
+an application gave the same class, after it was announced and before it could be locked, in a batch
+whose commit was then lost, is taken for ours: nothing on either server could tell them apart.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from psycopg import Connection, Cursor, errors, sql
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
+
+from assetclass_pipeline.database.connections import set_local, transaction
+from assetclass_pipeline.database.market_tables import Leaf, MarketTables
+from assetclass_pipeline.database.queries import Statement, query
+from assetclass_pipeline.engine.holding import Holder, holder_name
+from assetclass_pipeline.model.operation import SkipReason
+
+# The other server may be far away: beside our own lock time-out, time for its answer.
+ANSWER_SECONDS = 1.5
+# Each time-out halves what is tried next; after so many in one batch the rest is for the sweep.
+MOST_TIMEOUTS = 12
+# One remote answer for all rows: a nested loop would ask again for each.
+_SETTINGS = {"enable_nestloop": "off"}
+_HELD_BY_OTHERS = (
+    errors.QueryCanceled,
+    errors.LockNotAvailable,
+    errors.SerializationFailure,
+    errors.DeadlockDetected,
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a batch's rows: `rewritten` got another value than planned.
+
+    `own` were written by an earlier try whose commit arrived on the other server only.
+    """
+
+    seqs: list[int] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+    rewritten: int = 0
+
+    @property
+    def corrected(self) -> list[int]:
+        """Rows that now have the planned class by our doing."""
+        return [*self.seqs, *self.own]
+
+
+@dataclass(frozen=True)
+class ForeignRows:
+    """Planned rows as they stand in one foreign leaf."""
+
+    holder: Holder
+    tables: MarketTables
+    backup: sql.Identifier
+    leaf: Leaf
+    read_back: bool
+
+    def announce(self, connection: Connection[TupleRow], seqs: Sequence[int]) -> list[int]:
+        """Commit which rows are about to be tried; returns those that an earlier try announced."""
+        if not seqs:
+            return []
+        key = {"correction_id": self.holder.correction_id, "seqs": list(seqs)}
+        with transaction(connection, self.holder.settings) as cursor:
+            set_local(cursor, self.holder.settings, **_SETTINGS)
+            rows = cursor.execute(query("by_key", "in_doubt"), key).fetchall()
+            nulls = self._nulls(cursor, seqs)
+            find = self._statement("find", nulls, "as_planned")
+            cursor.execute(query("by_key", "announce", find=find), {**key, "stale_symbols": []})
+        return [row[0] for row in rows]
+
+    def write(
+        self,
+        cursor: Cursor[TupleRow],
+        seqs: Sequence[int],
+        *,
+        stale_symbols: Sequence[str],
+        in_doubt: Sequence[int],
+    ) -> Written:
+        """Write what has its planned old value and is not held by others, in the open transaction.
+
+        Raises psycopg.Error for whatever the other server refuses.
+        """
+        set_local(cursor, self.holder.settings, **_SETTINGS)
+        nulls = self._nulls(cursor, seqs)
+        stale = list(stale_symbols)
+        locked = self._lock(cursor, list(seqs), nulls, stale)
+        correct = self._statement("correct", nulls, "as_planned")
+        found = _rows(cursor, correct, locked, stale)
+        written = [seq for seq, as_planned in found if as_planned]
+        rewritten = len(found) - len(written)
+        if self.read_back and written:
+            kept = _rows(cursor, self._statement("find", nulls, "as_corrected"), written)
+            rewritten += len(written) - len(kept)
+        doubtful = sorted({*in_doubt} - {*written})
+        own = self._own(cursor, nulls, doubtful)
+        cursor.execute(
+            query("by_key", "settle"),
+            {"correction_id": self.holder.correction_id, "seqs": list(seqs)},
+        )
+        refused = sorted({*locked} - {seq for seq, _ in found})
+        return Written(written, own, refused, rewritten)
+
+    def _own(
+        self, cursor: Cursor[TupleRow], nulls: tuple[bool, bool], doubtful: list[int]
+    ) -> list[int]:
+        if not doubtful:
+            return []
+        find = self._statement("find", nulls, "as_corrected")
+        own = [row[0] for row in _rows(cursor, find, doubtful)]
+        if own:
+            details = Jsonb({"table": f"{self.leaf.schema}.{self.leaf.table}", "records": len(own)})
+            cursor.execute(
+                query("by_key", "remember_own"),
+                {
+                    "correction_id": self.holder.correction_id,
+                    "actor": holder_name(),
+                    "details": details,
+                },
+            )
+        return own
+
+    def _lock(
+        self, cursor: Cursor[TupleRow], seqs: list[int], nulls: tuple[bool, bool], stale: list[str]
+    ) -> list[int]:
+        """Rows that are locked for us now; those that others hold are left out."""
+        seconds = self.holder.settings.session.lock_timeout + ANSWER_SECONDS
+        limits = {**_SETTINGS, "statement_timeout": f"{round(seconds * 1000)}ms"}
+        lock = self._statement("lock", nulls, "as_planned")
+        locked: list[int] = []
+        waiting, timeouts = [seqs], 0
+        while waiting and timeouts < MOST_TIMEOUTS:
+            part = waiting.pop()
+            try:
+                with cursor.connection.transaction():
+                    set_local(cursor, self.holder.settings, **limits)
+                    found = Counter(row[0] for row in _rows(cursor, lock, part, stale))
+            except _HELD_BY_OTHERS as error:
+                self.holder.stop.check()
+                timeouts += isinstance(error, errors.QueryCanceled)
+                if len(part) > 1:
+                    half = len(part) // 2
+                    waiting += [part[half:], part[:half]]
+            else:
+                # Of two rows alike in everything nobody knows which one was planned.
+                locked += [seq for seq, rows in found.items() if rows == 1]
+        set_local(cursor, self.holder.settings, **_SETTINGS)
+        return locked
+
+    def _nulls(self, cursor: Cursor[TupleRow], seqs: Sequence[int]) -> tuple[bool, bool]:
+        """Whether some rows lack an id, a time: then that column cannot restrict what is read."""
+        row = cursor.execute(
+            query("by_key", "holds_nulls", backup=self.backup), {"seqs": list(seqs)}
+        ).fetchone()
+        return (bool(row[0]), bool(row[1])) if row else (True, True)
+
+    def _statement(self, name: str, nulls: tuple[bool, bool], value: str) -> Statement:
+        without_id, without_time = nulls
+        restricting = ["by_symbol"]
+        restricting += [] if without_id else ["by_id"]
+        restricting += [] if without_time else ["by_time"]
+        set_updated_at = (
+            query("batch", "set_updated_at") if self.tables.has_updated_at else sql.SQL("")
+        )
+        return query(
+            "by_key",
+            name,
+            wanted=query("by_key", "wanted", backup=self.backup),
+            leaf=self.leaf.identifier,
+            restricted=sql.SQL(" AND ").join(query("by_key", block) for block in restricting),
+            same_row=query("by_key", "same_row"),
+            value=query("by_key", value),
+            as_corrected=query("by_key", "as_corrected"),
+            set_updated_at=set_updated_at,
+        )
+
+
+def _rows(
+    cursor: Cursor[TupleRow],
+    statement: Statement,
+    seqs: list[int],
+    stale_symbols: Sequence[str] = (),
+) -> list[TupleRow]:
+    if not seqs:
+        return []
+    return cursor.execute(
+        statement, {"seqs": seqs, "stale_symbols": list(stale_symbols)}
+    ).fetchall()
+
+
+def explain_left(
+    cursor: Cursor[TupleRow],
+    tables: MarketTables,
+    backup: sql.Identifier,
+    seqs: Sequence[int],
+    stale_symbols: Sequence[str],
+) -> dict[SkipReason, list[int]]:
+    """Why rows could not be written, from every leaf that may hold them, here or elsewhere."""
+    found: dict[int, tuple[bool, bool, bool]] = {}
+    for leaf in tables.leaves:
+        statement = query(
+            "by_key",
+            "candidates",
+            wanted=query("by_key", "wanted", backup=backup),
+            leaf=leaf.identifier,
+            same_row=query("by_key", "same_row"),
+            value=query("by_key", "as_planned"),
+        )
+        values = {"seqs": list(seqs), "stale_symbols": list(stale_symbols)}
+        for seq, without_id, exists, unchanged in cursor.execute(statement, values):
+            before = found.get(seq, (without_id, False, False))
+            found[seq] = (without_id, before[1] or exists, before[2] or unchanged)
+    reasons: dict[SkipReason, list[int]] = {}
+    for seq in seqs:
+        # Rows of stale symbols are not looked for.
+        reason = _reason(*found[seq]) if seq in found else SkipReason.CLASS_CHANGED
+        reasons.setdefault(reason, []).append(seq)
+    return reasons
+
+
+def _reason(without_id: bool, exists: bool, unchanged: bool) -> SkipReason:
+    if without_id:
+        return SkipReason.MOVED_OR_CHANGED
+    if unchanged:
+        return SkipReason.LOCKED
+    return SkipReason.CHANGED_BY_OTHERS if exists else SkipReason.DELETED
