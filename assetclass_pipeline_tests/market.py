@@ -52,6 +52,27 @@ PARTITIONINGS: dict[str, tuple[LiteralString, ...]] = {
     ),
 }
 
+# As above; a part that begins with FOREIGN stands in the database of `remote_dsn`.
+FOREIGN_PARTITIONINGS: dict[str, tuple[LiteralString, ...]] = {
+    "foreign": ("FOREIGN",),
+    "mixed": (
+        'PARTITION BY RANGE ("timestamp")',
+        "PARTITION OF {table} FOR VALUES FROM ('2023-01-01') TO ('2024-01-01')",
+        "FOREIGN PARTITION OF {table} FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')",
+        "PARTITION OF {table} DEFAULT",
+    ),
+    "mixed nested": (
+        "PARTITION BY LIST (symbol)",
+        (
+            "PARTITION OF {table} FOR VALUES IN ('AAPL', 'BTC', 'MSFT', NULL) "
+            'PARTITION BY RANGE ("timestamp")'
+        ),
+        "FOREIGN PARTITION OF {table} DEFAULT",
+        "FOREIGN PARTITION OF {first} FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')",
+        "PARTITION OF {first} DEFAULT",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -79,6 +100,7 @@ class Market:
     key: LiteralString = "PRIMARY KEY (id)"
     has_updated_at: bool = True
     partitioning: str = "plain"
+    remote_dsn: str | None = None
     session: SessionLimits = field(default_factory=SessionLimits)
 
     @cached_property
@@ -113,33 +135,73 @@ class Market:
         self.execute(
             "CREATE TABLE {} (ticker text, asset_class text, venue text)", self.symbols_identifier
         )
-        plain = self.partitioning == "plain"
+        clause, *parts = self._shape
+        foreign = clause == "FOREIGN"
+        if foreign:
+            self._create_remote(self.market_identifier)
+        statement = sql.SQL("CREATE FOREIGN TABLE {} ({}) " if foreign else "CREATE TABLE {} ({}) ")
+        columns = self._columns(self.key if self.partitioning == "plain" else "")
+        self.connection.execute(
+            statement.format(self.market_identifier, columns)
+            + sql.SQL("SERVER far_away" if foreign else clause)
+        )
+        for number, part in enumerate(parts, start=1):
+            self._create_part(self.part(number), part)
+        return self
+
+    @property
+    def _shape(self) -> tuple[LiteralString, ...]:
+        """The clause behind the market table's columns, then its parts."""
+        return (PARTITIONINGS | FOREIGN_PARTITIONINGS)[self.partitioning] or ("",)
+
+    def _columns(self, key: LiteralString) -> sql.Composed:
         columns: list[LiteralString] = ["id {id}", "symbol {symbol}", '"timestamp" {time}']
         columns += ["close numeric DEFAULT 1.5", "asset_class {klass}"]
         columns += ["updated_at timestamptz"] if self.has_updated_at else []
-        columns += [self.key] if self.key and plain else []
-        clause: LiteralString = "" if plain else PARTITIONINGS[self.partitioning][0]
-        statement = sql.SQL("CREATE TABLE {} (").format(self.market_identifier)
-        statement += sql.SQL(", ".join(columns)).format(
+        columns += [key] if key else []
+        return sql.SQL(", ".join(columns)).format(
             id=sql.SQL(self.id_type),
             symbol=sql.SQL(self.symbol_type),
             time=sql.SQL(self.timestamp_type),
             klass=sql.SQL(self.class_type),
         )
-        self.connection.execute(statement + sql.SQL(") ") + sql.SQL(clause))
-        for number, part in enumerate(PARTITIONINGS[self.partitioning][1:], start=1):
-            body = sql.SQL(part).format(table=self.market_identifier, first=self.part(1))
-            self.connection.execute(sql.SQL("CREATE TABLE {} {}").format(self.part(number), body))
-            if self.key and "PARTITION BY" not in part:
-                statement = sql.SQL("ALTER TABLE {} ADD ").format(self.part(number))
-                self.connection.execute(statement + sql.SQL(self.key))
-        return self
+
+    def _create_part(self, name: sql.Identifier, part: LiteralString) -> None:
+        body = sql.SQL(part).format(table=self.market_identifier, first=self.part(1))
+        if part.startswith("FOREIGN "):
+            self._create_remote(name)
+            _, _, partition_of = part.partition(" ")
+            body = sql.SQL(partition_of).format(table=self.market_identifier, first=self.part(1))
+            statement = sql.SQL("CREATE FOREIGN TABLE {} {} SERVER far_away")
+            self.connection.execute(statement.format(name, body))
+            return
+        self.connection.execute(sql.SQL("CREATE TABLE {} {}").format(name, body))
+        if self.key and "PARTITION BY" not in part:
+            self.connection.execute(sql.SQL("ALTER TABLE {} ADD ").format(name) + sql.SQL(self.key))
+
+    def _create_remote(self, name: sql.Identifier) -> None:
+        """The table behind a foreign one, and the way there."""
+        assert self.remote_dsn is not None
+        add_server(self.connection, self.remote_dsn)
+        self.remote("CREATE SCHEMA IF NOT EXISTS {}", sql.Identifier(self.schema))
+        self.remote("DROP TABLE IF EXISTS {}", name)
+        self.remote("CREATE TABLE {} ({})", name, self._columns(self.key))
+
+    def remote(self, statement: LiteralString, *parts: sql.Composable) -> list[tuple[Any, ...]]:
+        """Run one statement in the other database; its rows."""
+        assert self.remote_dsn is not None
+        with psycopg.connect(self.remote_dsn, autocommit=True) as connection:
+            cursor = connection.execute(sql.SQL(statement).format(*parts))
+            return cursor.fetchall() if cursor.description else []
 
     def drop(self) -> None:
         """Drop both tables, all backups and plans, and forget all operations."""
         backups = [sql.Identifier(self.schema, name) for name in self.backup_tables()]
         plans = [sql.Identifier("assetclass", name) for name in self.plan_tables()]
-        for table in [self.market_identifier, self.symbols_identifier, *backups, *plans]:
+        market = [self.market_identifier] if self._shape[0] != "FOREIGN" else []
+        if not market:
+            self.execute("DROP FOREIGN TABLE IF EXISTS {}", self.market_identifier)
+        for table in [*market, self.symbols_identifier, *backups, *plans]:
             self.execute("DROP TABLE IF EXISTS {} CASCADE", table)
         self.execute("TRUNCATE assetclass.operation CASCADE")
 
@@ -244,13 +306,14 @@ def add_server(connection: MarketConnection, dsn: str, name: str = "far_away") -
     connection.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw")
     connection.execute(
         sql.SQL(
-            "CREATE SERVER {} FOREIGN DATA WRAPPER postgres_fdw"
+            "CREATE SERVER IF NOT EXISTS {} FOREIGN DATA WRAPPER postgres_fdw"
             " OPTIONS (host {}, port {}, dbname {})"
         ).format(server, str(at["host"]), str(at.get("port", 5432)), str(at["dbname"]))
     )
     connection.execute(
         sql.SQL(
-            "CREATE USER MAPPING FOR CURRENT_USER SERVER {} OPTIONS (user {}, password {})"
+            "CREATE USER MAPPING IF NOT EXISTS FOR CURRENT_USER SERVER {}"
+            " OPTIONS (user {}, password {})"
         ).format(server, str(at["user"]), str(at.get("password", "")))
     )
 
