@@ -187,11 +187,13 @@ class Market:
         self.remote("DROP TABLE IF EXISTS {}", name)
         self.remote("CREATE TABLE {} ({})", name, self._columns(self.key))
 
-    def remote(self, statement: LiteralString, *parts: sql.Composable) -> list[tuple[Any, ...]]:
+    def remote(
+        self, statement: LiteralString, *parts: sql.Composable, **named: sql.Composable
+    ) -> list[tuple[Any, ...]]:
         """Run one statement in the other database; its rows."""
         assert self.remote_dsn is not None
         with psycopg.connect(self.remote_dsn, autocommit=True) as connection:
-            cursor = connection.execute(sql.SQL(statement).format(*parts))
+            cursor = connection.execute(sql.SQL(statement).format(*parts, **named))
             return cursor.fetchall() if cursor.description else []
 
     def drop(self) -> None:

@@ -76,7 +76,7 @@ class ForeignRows:
             set_local(cursor, self.holder.settings, **_SETTINGS)
             rows = cursor.execute(query("by_key", "in_doubt"), key).fetchall()
             nulls = self._nulls(cursor, seqs)
-            find = self._statement("find", nulls, "as_planned")
+            find = self.statement("find", nulls, "as_planned")
             cursor.execute(query("by_key", "announce", find=find), {**key, "stale_symbols": []})
         return [row[0] for row in rows]
 
@@ -96,12 +96,12 @@ class ForeignRows:
         nulls = self._nulls(cursor, seqs)
         stale = list(stale_symbols)
         locked = self._lock(cursor, list(seqs), nulls, stale)
-        correct = self._statement("correct", nulls, "as_planned")
+        correct = self.statement("correct", nulls, "as_planned")
         found = _rows(cursor, correct, locked, stale)
         written = [seq for seq, as_planned in found if as_planned]
         rewritten = len(found) - len(written)
         if self.read_back and written:
-            kept = _rows(cursor, self._statement("find", nulls, "as_corrected"), written)
+            kept = _rows(cursor, self.statement("find", nulls, "as_corrected"), written)
             rewritten += len(written) - len(kept)
         doubtful = sorted({*in_doubt} - {*written})
         own = self._own(cursor, nulls, doubtful)
@@ -117,7 +117,7 @@ class ForeignRows:
     ) -> list[int]:
         if not doubtful:
             return []
-        find = self._statement("find", nulls, "as_corrected")
+        find = self.statement("find", nulls, "as_corrected")
         own = [row[0] for row in _rows(cursor, find, doubtful)]
         if own:
             details = Jsonb({"table": f"{self.leaf.schema}.{self.leaf.table}", "records": len(own)})
@@ -137,7 +137,7 @@ class ForeignRows:
         """Rows that are locked for us now; those that others hold are left out."""
         seconds = self.holder.settings.session.lock_timeout + ANSWER_SECONDS
         limits = {**_SETTINGS, "statement_timeout": f"{round(seconds * 1000)}ms"}
-        lock = self._statement("lock", nulls, "as_planned")
+        lock = self.statement("lock", nulls, "as_planned")
         locked: list[int] = []
         waiting, timeouts = [seqs], 0
         while waiting and timeouts < MOST_TIMEOUTS:
@@ -165,7 +165,8 @@ class ForeignRows:
         ).fetchone()
         return (bool(row[0]), bool(row[1])) if row else (True, True)
 
-    def _statement(self, name: str, nulls: tuple[bool, bool], value: str) -> Statement:
+    def statement(self, name: str, nulls: tuple[bool, bool], value: str) -> Statement:
+        """One step on these rows; `nulls`: whether some lack an id, a time; `value` is compared."""
         without_id, without_time = nulls
         restricting = ["by_symbol"]
         restricting += [] if without_id else ["by_id"]
@@ -178,12 +179,25 @@ class ForeignRows:
             name,
             wanted=query("by_key", "wanted", backup=self.backup),
             leaf=self.leaf.identifier,
-            restricted=sql.SQL(" AND ").join(query("by_key", block) for block in restricting),
+            restricted=sql.SQL(" AND ").join(
+                query(
+                    "by_key",
+                    block,
+                    id_cast=_array_cast(self.tables.id_type),
+                    symbol_cast=_array_cast(self.tables.symbol_type),
+                )
+                for block in restricting
+            ),
             same_row=query("by_key", "same_row"),
             value=query("by_key", value),
             as_corrected=query("by_key", "as_corrected"),
             set_updated_at=set_updated_at,
         )
+
+
+def _array_cast(column_type: str) -> sql.SQL:
+    """An array of varchar is not sent to the other server, one of text is."""
+    return sql.SQL("::text" if column_type.startswith("character varying") else "")
 
 
 def _rows(
@@ -214,6 +228,7 @@ def explain_left(
             "candidates",
             wanted=query("by_key", "wanted", backup=backup),
             leaf=leaf.identifier,
+            id_cast=_array_cast(tables.id_type),
             same_row=query("by_key", "same_row"),
             value=query("by_key", "as_planned"),
         )

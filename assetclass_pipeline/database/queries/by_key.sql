@@ -42,10 +42,10 @@ wanted AS MATERIALIZED (
 )
 
 -- name: by_symbol
-m.symbol = ANY (ARRAY(SELECT DISTINCT symbol FROM wanted))
+m.symbol = ANY (ARRAY(SELECT DISTINCT symbol{symbol_cast} FROM wanted))
 
 -- name: by_id
-m.id = ANY (ARRAY(SELECT id FROM wanted)) AND m.id = w.id
+m.id = ANY (ARRAY(SELECT id{id_cast} FROM wanted)) AND m.id = w.id
 
 -- name: by_time
 m."timestamp" = ANY (ARRAY(SELECT DISTINCT "timestamp" FROM wanted))
@@ -109,6 +109,6 @@ WITH {wanted}
 SELECT w.seq, w.id IS NULL, bool_or(m.id IS NOT NULL),
        coalesce(bool_or(m.id IS NOT NULL AND {same_row} AND {value}), false)
 FROM wanted w
-LEFT JOIN (SELECT * FROM {leaf} m WHERE m.id = ANY (ARRAY(SELECT id FROM wanted))) m
+LEFT JOIN (SELECT * FROM {leaf} m WHERE m.id = ANY (ARRAY(SELECT id{id_cast} FROM wanted))) m
        ON m.id = w.id
 GROUP BY w.seq, w.id IS NULL
