@@ -1,6 +1,7 @@
 """The market tables: described as they are, or refused with every reason at once."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -9,6 +10,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.errors import MarketTablesError
 from assetclass_pipeline.settings import Settings
@@ -520,6 +522,17 @@ def test_symbols_may_be_no_foreign_table(connection: psycopg.Connection[TupleRow
         SYMBOLS.replace("CREATE TABLE", "CREATE FOREIGN TABLE") + " SERVER s",
     )
     assert "public.symbols is a foreign table, and every batch reads it" in only_problem(connection)
+
+
+def test_a_standby_is_refused_for_writing(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path / "postgres", settings={"shared_buffers": "16MB"})
+    with server, connect(server.url(), SETTINGS, purpose="test") as connection:
+        make(connection, SYMBOLS, MARKET)
+    (configuration,) = tmp_path.rglob("postgresql.conf")
+    (configuration.parent / "standby.signal").touch()
+    with server, connect(server.url(), SETTINGS, purpose="test") as connection:
+        assert "name the primary" in only_problem(connection)
+        inspect(connection, for_writing=False)
 
 
 class TestForeignTables:
