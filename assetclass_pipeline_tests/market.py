@@ -200,10 +200,14 @@ class Market:
         """Drop both tables, all backups and plans, and forget all operations."""
         backups = [sql.Identifier(self.schema, name) for name in self.backup_tables()]
         plans = [sql.Identifier("assetclass", name) for name in self.plan_tables()]
-        market = [self.market_identifier] if self._shape[0] != "FOREIGN" else []
-        if not market:
-            self.execute("DROP FOREIGN TABLE IF EXISTS {}", self.market_identifier)
-        for table in [*market, self.symbols_identifier, *backups, *plans]:
+        is_foreign = self.execute(
+            "SELECT FROM information_schema.foreign_tables "
+            "WHERE foreign_table_schema = %s AND foreign_table_name = %s",
+            values=(self.schema, self.table),
+        )
+        if is_foreign.fetchone() is not None:
+            self.execute("DROP FOREIGN TABLE {}", self.market_identifier)
+        for table in [self.market_identifier, self.symbols_identifier, *backups, *plans]:
             self.execute("DROP TABLE IF EXISTS {} CASCADE", table)
         self.execute("TRUNCATE assetclass.operation CASCADE")
 

@@ -213,6 +213,19 @@ def _rows(
     ).fetchall()
 
 
+def candidates_statement(tables: MarketTables, backup: sql.Identifier, leaf: Leaf) -> Statement:
+    """What one leaf holds under the ids of planned rows."""
+    return query(
+        "by_key",
+        "candidates",
+        wanted=query("by_key", "wanted", backup=backup),
+        leaf=leaf.identifier,
+        id_cast=_array_cast(tables.id_type),
+        same_row=query("by_key", "same_row"),
+        value=query("by_key", "as_planned"),
+    )
+
+
 def explain_left(
     cursor: Cursor[TupleRow],
     tables: MarketTables,
@@ -223,15 +236,7 @@ def explain_left(
     """Why rows could not be written, from every leaf that may hold them, here or elsewhere."""
     found: dict[int, tuple[bool, bool, bool]] = {}
     for leaf in tables.leaves:
-        statement = query(
-            "by_key",
-            "candidates",
-            wanted=query("by_key", "wanted", backup=backup),
-            leaf=leaf.identifier,
-            id_cast=_array_cast(tables.id_type),
-            same_row=query("by_key", "same_row"),
-            value=query("by_key", "as_planned"),
-        )
+        statement = candidates_statement(tables, backup, leaf)
         values = {"seqs": list(seqs), "stale_symbols": list(stale_symbols)}
         for seq, without_id, exists, unchanged in cursor.execute(statement, values):
             before = found.get(seq, (without_id, False, False))
