@@ -175,6 +175,7 @@ class RemoteTable:
 
     kind: str | None
     has_inheriting_tables: bool = False
+    has_row_security: bool = False
 
 
 def read_remote_table(

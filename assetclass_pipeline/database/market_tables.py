@@ -342,6 +342,9 @@ def _refused_there(leaf: LeafRelation, there: RemoteTable) -> str | None:
         return f"holds no plain table under the name {name}: name the table below it."
     if there.has_inheriting_tables:
         return f"holds a table {name} from which others inherit: not supported."
+    if there.has_row_security:
+        # Whom it applies to there cannot be asked from here.
+        return f"holds a table {name} whose row security may hide rows: not supported."
     return None
 
 

@@ -589,6 +589,7 @@ class TestForeignTables:
                 "holds no plain table",
             ),
             ([MARKET, "CREATE TABLE child () INHERITS (market_data)"], "", "others inherit"),
+            ([MARKET, "ALTER TABLE market_data ENABLE ROW LEVEL SECURITY"], "", "row security"),
             (
                 [MARKET, 'ALTER TABLE market_data RENAME symbol TO "Symbol"'],
                 "",

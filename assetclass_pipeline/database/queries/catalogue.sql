@@ -163,13 +163,14 @@ SELECT EXISTS (
 -- name: open_remote_catalogue
 -- The other server's list of tables, for a transaction that is rolled back.
 CREATE FOREIGN TABLE {classes} (
-    oid oid, relname name, relnamespace oid, relkind "char", relhassubclass boolean
+    oid oid, relname name, relnamespace oid, relkind "char", relhassubclass boolean,
+    relrowsecurity boolean
 ) SERVER {server} OPTIONS (schema_name 'pg_catalog', table_name 'pg_class');
 CREATE FOREIGN TABLE {namespaces} (oid oid, nspname name)
 SERVER {server} OPTIONS (schema_name 'pg_catalog', table_name 'pg_namespace')
 
 -- name: remote_table
-SELECT relation.relkind::text, relation.relhassubclass
+SELECT relation.relkind::text, relation.relhassubclass, relation.relrowsecurity
 FROM {classes} AS relation
 JOIN {namespaces} AS namespace ON namespace.oid = relation.relnamespace
 WHERE namespace.nspname = %(schema)s::name AND relation.relname = %(table)s::name
