@@ -52,6 +52,22 @@ def test_text_of_every_kind(make_market: MakeMarket, class_type: str) -> None:
     assert_corrected(damaged(make_market(class_type=class_type)))
 
 
+@pytest.mark.every_postgres
+def test_citext(market: Market) -> None:
+    """Compared as it stands: another case is another class, and another symbol."""
+    market.execute("CREATE EXTENSION citext")
+    for column in ("symbol", "asset_class"):
+        market.execute(
+            "ALTER TABLE {} ALTER {} TYPE citext", market.market_identifier, sql.Identifier(column)
+        )
+    damaged(market).add([Bar(5, "aapl"), Bar(6, "AAPL", asset_class="stock")])
+    assert correct_now(market, overwrite_existing_values=True).records_corrected == 4
+    assert market.classes() == {
+        1: "STOCK", 2: "CRYPTO", 3: "STOCK", 4: "CRYPTO", 5: None, 6: "STOCK",
+    }  # fmt: skip
+
+
+@pytest.mark.every_postgres
 def test_an_enum_which_knows_no_empty_string(market: Market) -> None:
     market.execute("CREATE TYPE kind AS ENUM ('STOCK', 'CRYPTO')")
     market.execute(
@@ -60,6 +76,18 @@ def test_an_enum_which_knows_no_empty_string(market: Market) -> None:
     assert_corrected(damaged(market, empty=False))
 
 
+def test_a_type_with_a_percent_sign(market: Market) -> None:
+    market.execute("CREATE TYPE \"100% kind\" AS ENUM ('STOCK', 'CRYPTO')")
+    market.execute(
+        'ALTER TABLE {} ALTER asset_class TYPE "100% kind" USING NULL', market.market_identifier
+    )
+    market.execute(
+        'ALTER TABLE {} ADD CONSTRAINT "50% %s" CHECK (close > 0)', market.market_identifier
+    )
+    assert_corrected(damaged(market, empty=False))
+
+
+@pytest.mark.every_postgres
 def test_a_domain(market: Market) -> None:
     market.execute("CREATE DOMAIN class_name AS varchar(10) CHECK (VALUE <> 'NONSENSE')")
     market.execute("ALTER TABLE {} ALTER asset_class TYPE class_name", market.market_identifier)
@@ -159,12 +187,23 @@ def test_columns_of_different_collations(market: Market) -> None:
     assert_corrected(damaged(market))
 
 
-@pytest.mark.parametrize("id_type", ["uuid", "text", "numeric"])
-def test_keys_of_other_types(make_market: MakeMarket, id_type: str) -> None:
+@pytest.mark.every_postgres
+@pytest.mark.parametrize(
+    ("id_type", "key"),
+    [
+        ("bigint", "UNIQUE (id)"),
+        ("integer", "PRIMARY KEY (id)"),
+        ("uuid", "PRIMARY KEY (id)"),
+        ("text", 'PRIMARY KEY (id, "timestamp")'),
+        ("varchar(40)", 'PRIMARY KEY (symbol, "timestamp")'),
+        ("numeric", 'UNIQUE (id, symbol, "timestamp")'),
+    ],
+)
+def test_keys_of_every_kind(make_market: MakeMarket, id_type: str, key: str) -> None:
     """Found again by key after they moved, too."""
-    market = make_market(id_type=id_type).list_symbols(("AAPL", "STOCK"))
-    key = "00000000-0000-0000-0000-000000000001" if id_type == "uuid" else "7"
-    market.add([Bar(key, "AAPL")])
+    market = make_market(id_type=id_type, key=key).list_symbols(("AAPL", "STOCK"))
+    number = "00000000-0000-0000-0000-000000000001" if id_type == "uuid" else "7"
+    market.add([Bar(number, "AAPL")])
     request = request_of()
     plan_now(market, request)
     market.execute("UPDATE {} SET close = 2", market.market_identifier)
