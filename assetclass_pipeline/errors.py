@@ -113,6 +113,12 @@ class CorrectionFailedError(AssetClassError):
     code = "CORRECTION_FAILED"
 
 
+class ErrorRateError(CorrectionFailedError):
+    """The database refused too many rows; those stand in quarantine, each with its error."""
+
+    code = "ERROR_RATE_EXCEEDED"
+
+
 class DemoDataError(AssetClassError):
     """The demo's source packages could not be fetched or do not hold what is expected."""
 

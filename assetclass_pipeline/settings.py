@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     heartbeat_stale_after: float = Field(
         60, gt=0, description="seconds without heartbeat after which an operation is interrupted"
     )
+    patience: float = Field(
+        900, ge=0, description="seconds to wait for a server that is away, or for others' locks"
+    )
 
     @model_validator(mode="after")
     def _stale_is_later_than_a_beat(self) -> "Settings":

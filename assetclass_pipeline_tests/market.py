@@ -102,6 +102,7 @@ class Market:
     partitioning: str = "plain"
     remote_dsn: str | None = None
     session: SessionLimits = field(default_factory=SessionLimits)
+    patience: float = 30
 
     @cached_property
     def settings(self) -> Settings:
@@ -114,6 +115,7 @@ class Market:
             first_month="2023-01-01",
             heartbeat_interval=0.5,
             heartbeat_stale_after=2,
+            patience=self.patience,
             retry={"tries": 3, "first_wait": 0.05, "longest_wait": 0.2},
             session=self.session,
         )

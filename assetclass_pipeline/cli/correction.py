@@ -20,7 +20,7 @@ from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.engine.analysis import analyse
-from assetclass_pipeline.engine.holding import refuse_while_active
+from assetclass_pipeline.engine.claiming import refuse_while_active
 from assetclass_pipeline.engine.operations import get_operation, operation_status
 from assetclass_pipeline.engine.preview import preview as preview_correction
 from assetclass_pipeline.engine.validation import validate as validate_rows

@@ -25,7 +25,7 @@ from assetclass_pipeline.demo.clearing import clear_earlier_demos
 from assetclass_pipeline.demo.load import LoadedDemo, load_demo
 from assetclass_pipeline.demo.sources import fetch_sources
 from assetclass_pipeline.engine.analysis import analyse
-from assetclass_pipeline.engine.holding import refuse_while_active
+from assetclass_pipeline.engine.claiming import refuse_while_active
 from assetclass_pipeline.engine.preview import preview
 from assetclass_pipeline.engine.reference import check_reference
 from assetclass_pipeline.engine.validation import validate

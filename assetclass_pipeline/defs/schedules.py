@@ -10,7 +10,7 @@ from assetclass_pipeline.defs.jobs import CORRECTION_JOB, DATA_QUALITY_JOB
 from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.engine.analysis import correctable_months
-from assetclass_pipeline.engine.holding import refuse_while_active
+from assetclass_pipeline.engine.claiming import refuse_while_active
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.errors import OperationInProgressError
 from assetclass_pipeline.model.months import Calendar

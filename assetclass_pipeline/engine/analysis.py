@@ -20,7 +20,7 @@ from assetclass_pipeline.engine.conditions import blanks_of, in_scope
 from assetclass_pipeline.engine.estimation import estimate_seconds, recent_rate
 from assetclass_pipeline.model.findings import find_issues, recommend
 from assetclass_pipeline.model.months import EVERYTHING, Calendar, TimeRange
-from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.pacing import size_range
 from assetclass_pipeline.model.quality import (
     ClassCount,
     Effort,
@@ -90,7 +90,7 @@ def _report(
         "quality_score": percent(equal, mappable, of_nothing=100.0),
     }
     correctable_percent = percent(totals["correctable"], total, of_nothing=0.0)
-    batch_size = CorrectionOptions().batch_size
+    first_size, _ = size_range(totals["correctable"])
     thresholds = judge(settings.thresholds, correctable_percent=correctable_percent, **scores)
     return IntegrityReport(
         generated_at=datetime.now(UTC),
@@ -107,7 +107,7 @@ def _report(
         recommendations=recommend(totals, thresholds),
         effort=Effort(
             records=totals["correctable"],
-            batches=-(-totals["correctable"] // batch_size),
+            batches=-(-totals["correctable"] // first_size),
             estimated_seconds=estimate_seconds(totals["correctable"], rate),
         ),
         thresholds=thresholds,

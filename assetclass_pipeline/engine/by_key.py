@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 
 from psycopg import Connection, Cursor, errors, sql
 from psycopg.rows import TupleRow
-from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import set_local, transaction
 from assetclass_pipeline.database.market_tables import Leaf, MarketTables
 from assetclass_pipeline.database.queries import Statement, query
-from assetclass_pipeline.engine.holding import Holder, holder_name
+from assetclass_pipeline.engine.work import Work, set_updated_at
 from assetclass_pipeline.model.operation import SkipReason
 
 # The other server may be far away: beside our own lock time-out, time for its answer.
@@ -61,19 +60,16 @@ class Written:
 class ForeignRows:
     """Planned rows as they stand in one foreign leaf."""
 
-    holder: Holder
-    tables: MarketTables
-    backup: sql.Identifier
+    work: Work
     leaf: Leaf
-    read_back: bool
 
     def announce(self, connection: Connection[TupleRow], seqs: Sequence[int]) -> list[int]:
         """Commit which rows are about to be tried; returns those that an earlier try announced."""
         if not seqs:
             return []
-        key = {"correction_id": self.holder.correction_id, "seqs": list(seqs)}
-        with transaction(connection, self.holder.settings) as cursor:
-            set_local(cursor, self.holder.settings, **_SETTINGS)
+        key = {"correction_id": self.work.holder.correction_id, "seqs": list(seqs)}
+        with transaction(connection, self.work.holder.settings) as cursor:
+            set_local(cursor, self.work.holder.settings, **_SETTINGS)
             rows = cursor.execute(query("by_key", "in_doubt"), key).fetchall()
             nulls = self._nulls(cursor, seqs)
             find = self.statement("find", nulls, "as_planned")
@@ -92,7 +88,7 @@ class ForeignRows:
 
         Raises psycopg.Error for whatever the other server refuses.
         """
-        set_local(cursor, self.holder.settings, **_SETTINGS)
+        set_local(cursor, self.work.holder.settings, **_SETTINGS)
         nulls = self._nulls(cursor, seqs)
         stale = list(stale_symbols)
         locked = self._lock(cursor, list(seqs), nulls, stale)
@@ -100,14 +96,14 @@ class ForeignRows:
         found = _rows(cursor, correct, locked, stale)
         written = [seq for seq, as_planned in found if as_planned]
         rewritten = len(found) - len(written)
-        if self.read_back and written:
+        if self.work.options.validate_after_each_batch and written:
             kept = _rows(cursor, self.statement("find", nulls, "as_corrected"), written)
             rewritten += len(written) - len(kept)
         doubtful = sorted({*in_doubt} - {*written})
         own = self._own(cursor, nulls, doubtful)
         cursor.execute(
             query("by_key", "settle"),
-            {"correction_id": self.holder.correction_id, "seqs": list(seqs)},
+            {"correction_id": self.work.holder.correction_id, "seqs": list(seqs)},
         )
         refused = sorted({*locked} - {seq for seq, _ in found})
         return Written(written, own, refused, rewritten)
@@ -120,14 +116,10 @@ class ForeignRows:
         find = self.statement("find", nulls, "as_corrected")
         own = [row[0] for row in _rows(cursor, find, doubtful)]
         if own:
-            details = Jsonb({"table": f"{self.leaf.schema}.{self.leaf.table}", "records": len(own)})
-            cursor.execute(
-                query("by_key", "remember_own"),
-                {
-                    "correction_id": self.holder.correction_id,
-                    "actor": holder_name(),
-                    "details": details,
-                },
+            self.work.holder.journal.tell(
+                "found_committed_elsewhere",
+                table=f"{self.leaf.schema}.{self.leaf.table}",
+                records=len(own),
             )
         return own
 
@@ -135,7 +127,7 @@ class ForeignRows:
         self, cursor: Cursor[TupleRow], seqs: list[int], nulls: tuple[bool, bool], stale: list[str]
     ) -> list[int]:
         """Rows that are locked for us now; those that others hold are left out."""
-        seconds = self.holder.settings.session.lock_timeout + ANSWER_SECONDS
+        seconds = self.work.holder.settings.session.lock_timeout + ANSWER_SECONDS
         limits = {**_SETTINGS, "statement_timeout": f"{round(seconds * 1000)}ms"}
         lock = self.statement("lock", nulls, "as_planned")
         locked: list[int] = []
@@ -144,10 +136,10 @@ class ForeignRows:
             part = waiting.pop()
             try:
                 with cursor.connection.transaction():
-                    set_local(cursor, self.holder.settings, **limits)
+                    set_local(cursor, self.work.holder.settings, **limits)
                     found = Counter(row[0] for row in _rows(cursor, lock, part, stale))
             except _HELD_BY_OTHERS as error:
-                self.holder.stop.check()
+                self.work.holder.stop.check()
                 timeouts += isinstance(error, errors.QueryCanceled)
                 if len(part) > 1:
                     half = len(part) // 2
@@ -155,13 +147,13 @@ class ForeignRows:
             else:
                 # Of two rows alike in everything nobody knows which one was planned.
                 locked += [seq for seq, rows in found.items() if rows == 1]
-        set_local(cursor, self.holder.settings, **_SETTINGS)
+        set_local(cursor, self.work.holder.settings, **_SETTINGS)
         return locked
 
     def _nulls(self, cursor: Cursor[TupleRow], seqs: Sequence[int]) -> tuple[bool, bool]:
         """Whether some rows lack an id, a time: then that column cannot restrict what is read."""
         row = cursor.execute(
-            query("by_key", "holds_nulls", backup=self.backup), {"seqs": list(seqs)}
+            query("by_key", "holds_nulls", backup=self.work.plan.identifier), {"seqs": list(seqs)}
         ).fetchone()
         return (bool(row[0]), bool(row[1])) if row else (True, True)
 
@@ -171,27 +163,24 @@ class ForeignRows:
         restricting = ["by_symbol"]
         restricting += [] if without_id else ["by_id"]
         restricting += [] if without_time else ["by_time"]
-        set_updated_at = (
-            query("batch", "set_updated_at") if self.tables.has_updated_at else sql.SQL("")
-        )
         return query(
             "by_key",
             name,
-            wanted=query("by_key", "wanted", backup=self.backup),
+            wanted=query("by_key", "wanted", backup=self.work.plan.identifier),
             leaf=self.leaf.identifier,
             restricted=sql.SQL(" AND ").join(
                 query(
                     "by_key",
                     block,
-                    id_cast=_array_cast(self.tables.id_type),
-                    symbol_cast=_array_cast(self.tables.symbol_type),
+                    id_cast=_array_cast(self.work.tables.id_type),
+                    symbol_cast=_array_cast(self.work.tables.symbol_type),
                 )
                 for block in restricting
             ),
             same_row=query("by_key", "same_row"),
             value=query("by_key", value),
             as_corrected=query("by_key", "as_corrected"),
-            set_updated_at=set_updated_at,
+            set_updated_at=set_updated_at(self.work.tables),
         )
 
 

@@ -3,6 +3,7 @@
 Belongs here: the order of the phases and the operation's end. Does not: how a phase works.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from assetclass_pipeline.database.market_tables import MarketTables, inspect_mar
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.engine.analysis import analyse
-from assetclass_pipeline.engine.batches import Work, open_batches, run_batches
+from assetclass_pipeline.engine.claiming import CorrectionRequest, fenced
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
-from assetclass_pipeline.engine.holding import CorrectionRequest, Holder, fenced, hold
+from assetclass_pipeline.engine.crew import Crew, open_ranges
+from assetclass_pipeline.engine.holding import Holder, hold
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.engine.plan import (
     PlanScan,
@@ -32,6 +34,8 @@ from assetclass_pipeline.engine.plan import (
 )
 from assetclass_pipeline.engine.retry import is_transient
 from assetclass_pipeline.engine.sweeping import next_pass, sweep
+from assetclass_pipeline.engine.tempo import Tempo
+from assetclass_pipeline.engine.work import Work
 from assetclass_pipeline.errors import (
     AssetClassError,
     DatabaseUnavailableError,
@@ -61,6 +65,7 @@ class Correction:
     tables: MarketTables
     options: CorrectionOptions
     scope: TimeRange
+    pacing: object
     observe: Observer | None
 
     @property
@@ -86,7 +91,7 @@ class Correction:
 
     def again(self, step: Callable[[], Result]) -> Result:
         """Do a step, again after transient errors; each try asks for the connection anew."""
-        return self.holder.retrying(self.options)(step)
+        return self.holder.attempt(step)
 
     def report(self) -> None:
         """Tell the observer how it stands."""
@@ -171,8 +176,8 @@ def _begun(
             connection, settings, for_writing=not request.options.dry_run
         )
     with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
-        options, scope = _as_begun(holder)
-        correction = Correction(holder, tables, options, scope, observe)
+        options, scope, pacing = holder.attempt(_as_begun, holder)
+        correction = Correction(holder, tables, options, scope, pacing, observe)
         try:
             yield correction
         except OperationFencedError:
@@ -183,15 +188,15 @@ def _begun(
             raise
 
 
-def _as_begun(holder: Holder) -> tuple[CorrectionOptions, TimeRange]:
-    """Options and scope of the operation's row: a resume goes on with those of its plan."""
+def _as_begun(holder: Holder) -> tuple[CorrectionOptions, TimeRange, object]:
+    """Options, scope and pacing that the operation began with: a resume goes on with those."""
     with transaction(holder.connection, holder.settings, read_only=True) as cursor:
         row = cursor.execute(
             query("operation", "plan_of"), {"correction_id": holder.correction_id}
         ).fetchone()
     if row is None:
         raise fenced(holder.correction_id)
-    return CorrectionOptions.model_validate(row[1]), TimeRange(row[2], row[3])
+    return CorrectionOptions.model_validate(row[1]), TimeRange(row[2], row[3]), row[4]
 
 
 def _plan(correction: Correction) -> PlanState:
@@ -244,19 +249,19 @@ def _count(
 
 
 def _correct(correction: Correction, state: PlanState) -> None:
-    work = Work(correction.holder, correction.tables, state, correction.options)
+    holder = correction.holder
+    stored = holder.pacing or correction.pacing
+    tempo = Tempo(correction.options, state.planned, lambda: holder.tuning, stored)
+    work = Work(holder, correction.tables, state, correction.options, tempo)
     correction.enter(Phase.CORRECTING)
-    workers = run_batches(work, correction.again(lambda: open_batches(work)))
-    try:
-        while workers.is_alive():
-            workers.join(OBSERVE_INTERVAL)
-            correction.report()
-    except BaseException:
-        # Batches in flight end before the operation does.
-        correction.holder.stop.set()
-        workers.join()
-        raise
-    correction.holder.stop.check()
+    crew = Crew(work, correction.again(lambda: open_ranges(work)))
+    with crew.at_work():
+        reported = time.monotonic()
+        while crew.goes_on():
+            if time.monotonic() - reported >= OBSERVE_INTERVAL:
+                correction.report()
+                reported = time.monotonic()
+    holder.stop.check()
     correction.enter(Phase.SWEEPING)
     sweep(work, correction.again(lambda: next_pass(work)))
 

@@ -1,100 +1,90 @@
-"""Holding an operation: claim it, keep its heart beating, hear requests to stop, and end it.
+"""Holding an operation: keep its heart beating, hear what people ask of it, and end it.
 
-Belongs here: the rule that one operation is active, the epoch that fences, the heartbeat, the
-deadline. Does not: what the operation does while it is held.
+Belongs here: the heartbeat, pause and resume, the deadline, the end. Does not: the claim
+(claiming.py), and what the operation does while it is held.
 """
 
-import os
-import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 from uuid import UUID
 
 import psycopg
-from psycopg import Connection, errors
+from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
-from tenacity import Retrying
 
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.attempts import Attempts
+from assetclass_pipeline.engine.claiming import (
+    ADVISORY_CLASS,
+    CorrectionRequest,
+    claim,
+    fenced,
+    holder_name,
+)
+from assetclass_pipeline.engine.gate import Gate, Stop
+from assetclass_pipeline.engine.journal import Journal
 from assetclass_pipeline.engine.operations import as_uuid
-from assetclass_pipeline.engine.retry import retrying, what_it_said
+from assetclass_pipeline.engine.retry import what_it_said
+from assetclass_pipeline.engine.session import Session
 from assetclass_pipeline.errors import (
     AssetClassError,
     CorrectionFailedError,
     DatabaseUnavailableError,
     OperationCancelledError,
     OperationFencedError,
-    OperationInProgressError,
-    OperationStateError,
     OperationTimedOutError,
 )
-from assetclass_pipeline.model.months import EVERYTHING, TimeRange
-from assetclass_pipeline.model.operation import ACTIVE, RESUMABLE, Kind, Phase, Status
-from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions
+from assetclass_pipeline.model.operation import Phase, Status
+from assetclass_pipeline.model.tuning import Tuning
 from assetclass_pipeline.settings import Settings
 
-# First key of the advisory lock, so that it meets no other application's: "acls" in ASCII.
-ADVISORY_CLASS = 0x61636C73
-CONTROL_INTERVAL = 1.0
-# So many heartbeats missed, and no session holds the advisory lock: nobody needs to wait longer.
-MISSED_BEATS = 3
+CONTROL_INTERVAL = 0.5
+# Beside what the server may take for a statement: its answer's way to us.
+_ANSWER_SECONDS = 15.0
 
-
-@dataclass(frozen=True)
-class CorrectionRequest:
-    """Who asks for which correction."""
-
-    correction_id: str
-    options: CorrectionOptions
-    scope: TimeRange = EVERYTHING
-    requested_by: str = ""
-    reason: str | None = None
-    ticket: str | None = None
-    run_id: str | None = None
-    retry_of: str | None = None
-
-
-class Stop(threading.Event):
-    """Set once, with the error that everybody who checks shall raise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cause: AssetClassError | None = None
-
-    def because(self, cause: AssetClassError) -> None:
-        """Ask all workers to stop between two batches; the first cause stays."""
-        if self.cause is None:
-            self.cause = cause
-        self.set()
-
-    def check(self) -> None:
-        """Raise the cause once there is one."""
-        if self.is_set() and self.cause is not None:
-            raise self.cause
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Holder:
     """A claimed operation; while it lives its heart beats on a connection of its own.
 
-    `stop` is set by a cancel request, the deadline, a take-over, or a database that went away
-    for longer than the operation may stay silent.
+    `stop` is set by a cancel request, the deadline, the end of the window, a take-over, or a
+    database that stays away; `gate` is closed by a pause, by the throttle, and by a server that is
+    away. `pacing` is what the batches have come to, kept for a resume.
     """
 
-    def __init__(self, dsn: str, settings: Settings, correction_id: UUID, epoch: int) -> None:
+    def __init__(
+        self, dsn: str, settings: Settings, request: CorrectionRequest, epoch: int
+    ) -> None:
         self.dsn = dsn
         self.settings = settings
-        self.correction_id = correction_id
+        self.correction_id: UUID = as_uuid(request.correction_id)
         self.epoch = epoch
         self.stop = Stop()
-        self._deadline: float | None = None
-        self._connection: Connection[TupleRow] | None = None
+        self.gate = Gate(self.stop)
+        self.journal = Journal(self.correction_id, holder_name())
+        self.tuning = Tuning()
+        self.pacing: dict[str, object] | None = None
+        self.attempts = Attempts(
+            gate=self.gate,
+            stop=self.stop,
+            journal=self.journal,
+            connect=self.connect,
+            retry=request.options.retry or settings.retry,
+            patience=settings.patience,
+        )
+        self._deadline = time.monotonic() + request.options.timeout.total_seconds()
+        self._paused_at: float | None = None
+        self._session = Session(lambda: self.connect("correction"))
+        self._sessions = [self._session]
         self._statement_ended = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
@@ -111,38 +101,57 @@ class Holder:
     ) -> None:
         self._ended.set()
         self._thread.join(timeout=10)
-        if self._connection is not None:
-            self._connection.close()
+        for session in self._sessions:
+            session.close()
         # Without a holder the next claim need not wait for silence; a dead server says nothing.
         with (
             suppress(AssetClassError, psycopg.Error),
             self.connect("release") as connection,
             transaction(connection, self.settings) as cursor,
         ):
-            cursor.execute(query("operation", "beat"), self._beat_values(""))
-
-    def limit(self, seconds: float) -> None:
-        """Stop after so many seconds from now."""
-        self._deadline = time.monotonic() + seconds
-
-    def retry(self, options: CorrectionOptions) -> RetryOptions:
-        """Tries and waits: the operation's own, or those of the settings."""
-        return options.retry or self.settings.retry
-
-    def retrying(self, options: CorrectionOptions) -> Retrying:
-        """Calls a function again after transient errors, until the operation stops."""
-        return retrying(self.retry(options), self.stop)
+            self._beat(cursor, "")
+            self.journal.write(cursor)
 
     def connect(self, purpose: str) -> Connection[TupleRow]:
-        """A connection of this operation's."""
+        """A connection of this operation's. Raises DatabaseUnavailableError."""
         return connect(self.dsn, self.settings, purpose=purpose)
+
+    def open_session(self, purpose: str) -> Session:
+        """A session for another thread of this operation's, cut when it stalls."""
+        session = Session(lambda: self.connect(purpose))
+        self._sessions.append(session)
+        return session
 
     @property
     def connection(self) -> Connection[TupleRow]:
-        """The operation's own connection, opened anew after it was lost; for one thread."""
-        if self._connection is None or self._connection.closed:
-            self._connection = self.connect("correction")
-        return self._connection
+        """The operation's own connection; for one thread."""
+        return self._session.connection
+
+    def attempt(
+        self, step: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Do a step on the operation's own connection until it is done; it may read a table."""
+        return self.attempts.do(
+            self._session,
+            partial(step, *args, **kwargs),
+            longest=self.settings.session.scan_timeout + _ANSWER_SECONDS,
+            to_write=False,
+        )
+
+    def attempt_to_write(
+        self,
+        session: Session | None,
+        step: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """The same for one that writes: the throttle may hold it. None is the own session."""
+        return self.attempts.do(
+            session or self._session,
+            partial(step, *args, **kwargs),
+            longest=self.settings.session.statement_timeout + _ANSWER_SECONDS,
+            to_write=True,
+        )
 
     @property
     def key(self) -> dict[str, object]:
@@ -159,15 +168,17 @@ class Holder:
             self.update_with(cursor, statement, values)
 
     def update_with(
-        self, cursor: psycopg.Cursor[TupleRow], statement: str, values: dict[str, object]
+        self, cursor: Cursor[TupleRow], statement: str, values: dict[str, object]
     ) -> None:
         """The same within a transaction of the caller's."""
         cursor.execute(query("operation", statement), {**self.key, **values})
         if cursor.rowcount != 1:
             raise fenced(self.correction_id)
 
-    def _beat_values(self, name: str) -> dict[str, object]:
-        return {**self.key, "holder": name}
+    def require_ours(self, cursor: Cursor[TupleRow]) -> None:
+        """The fence of a transaction without a ledger row. Raises OperationFencedError."""
+        if cursor.execute(query("operation", "require_ours"), self.key).fetchone() is None:
+            raise fenced(self.correction_id)
 
     def _watch(self) -> None:
         last_heard = time.monotonic()
@@ -175,6 +186,9 @@ class Holder:
         last_beat = 0.0
         while not self._ended.wait(CONTROL_INTERVAL):
             self._check_deadline()
+            for session in self._sessions:
+                if session.cut_if_stalled():
+                    self.journal.tell("connection_stalled")
             try:
                 connection = connection or self._watching_connection()
                 due = time.monotonic() - last_beat >= self.settings.heartbeat_interval
@@ -182,26 +196,29 @@ class Holder:
                 last_heard = time.monotonic()
                 last_beat = last_heard if due else last_beat
             except (psycopg.Error, DatabaseUnavailableError):
+                if connection is not None:
+                    connection.close()
                 connection = None
-                if time.monotonic() - last_heard > self.settings.heartbeat_stale_after:
-                    self.stop.because(
-                        OperationFencedError(
-                            "The database did not answer for longer than an operation may stay "
-                            "silent. Run it again to go on where it stopped."
-                        )
-                    )
+                self._check_silence(time.monotonic() - last_heard)
             if self.stop.is_set():
                 self._end_statement()
         if connection is not None:
             connection.close()
 
+    def _check_silence(self, seconds: float) -> None:
+        if seconds > max(self.settings.heartbeat_stale_after, self.settings.patience):
+            self.stop.because(
+                DatabaseUnavailableError(
+                    f"The database did not answer for {seconds:.0f} s. Everything committed stays; "
+                    "run it again to go on where it stopped."
+                )
+            )
+
     def _end_statement(self) -> None:
         """A scan of the whole table may run for an hour: who asks to stop need not wait for it."""
-        connection = self._connection
-        if not self._statement_ended and connection is not None:
+        if not self._statement_ended:
             self._statement_ended = True
-            with suppress(psycopg.Error):
-                connection.cancel_safe(timeout=5)
+            self._session.end_statement()
 
     def _watching_connection(self) -> Connection[TupleRow]:
         connection = self.connect("heartbeat")
@@ -211,25 +228,80 @@ class Holder:
         return connection
 
     def _hear(self, connection: Connection[TupleRow], *, beat: bool) -> None:
-        with transaction(connection, self.settings) as cursor:
+        with transaction(connection, self.settings, statement_timeout="5s") as cursor:
             if beat:
-                cursor.execute(query("operation", "beat"), self._beat_values(holder_name()))
+                self._beat(cursor, holder_name())
+            self.journal.write(cursor)
             row = cursor.execute(
-                query("operation", "state"), {"correction_id": self.correction_id}
+                query("control", "state"), {"correction_id": self.correction_id}
             ).fetchone()
+        self.journal.written()
         # Without a higher epoch nobody but ourselves ends the operation.
         if row is None or row[1] != self.epoch:
             self.stop.because(fenced(self.correction_id))
-        elif row[2] == "cancel":
+            return
+        self._obey(connection, wanted=row[2], by=row[3], window_closed=row[5])
+        self._tune(row[4])
+
+    def _beat(self, cursor: Cursor[TupleRow], name: str) -> None:
+        cursor.execute(
+            query("operation", "beat"),
+            {
+                **self.key,
+                "holder": name,
+                "pacing": None if self.pacing is None else Jsonb(self.pacing),
+                "throttle": self.gate.reasons if name else [],
+            },
+        )
+
+    def _obey(
+        self, connection: Connection[TupleRow], *, wanted: str, by: str, window_closed: bool
+    ) -> None:
+        if wanted == "cancel":
             self.stop.because(
                 OperationCancelledError(
-                    f"Operation {self.correction_id} was cancelled between two batches. "
-                    "Everything committed stays; run it again to go on."
+                    f"Operation {self.correction_id} was cancelled between two batches by "
+                    f"{by or 'somebody'}. Everything committed stays; run it again to go on."
                 )
             )
+        elif window_closed:
+            self.stop.because(
+                OperationTimedOutError(
+                    f"The window of operation {self.correction_id} closed. Everything committed "
+                    "stays; the next night goes on where it stopped, or run it again by hand."
+                )
+            )
+        elif wanted == "pause":
+            self._pause(connection, by)
+        else:
+            self._go_on(connection)
+
+    def _pause(self, connection: Connection[TupleRow], by: str) -> None:
+        """Close the gate; once nobody is in a step, the operation's row says so."""
+        self.gate.close("pause", [f"Paused by {by or 'somebody'}: `assetclass resume` goes on."])
+        if self._paused_at is None and self.gate.is_empty:
+            with transaction(connection, self.settings) as cursor:
+                cursor.execute(query("control", "set_paused"), self.key)
+            self._paused_at = time.monotonic()
+
+    def _go_on(self, connection: Connection[TupleRow]) -> None:
+        if self._paused_at is not None:
+            with transaction(connection, self.settings) as cursor:
+                cursor.execute(query("control", "set_running"), self.key)
+            seconds = time.monotonic() - self._paused_at
+            # A pause of an hour is no hour of work.
+            self._deadline += seconds
+            self._paused_at = None
+            self.journal.waited("pause", seconds)
+        self.gate.open("pause")
+
+    def _tune(self, stored: object) -> None:
+        tuning = Tuning.model_validate(stored)
+        if tuning != self.tuning:
+            self.tuning = tuning
 
     def _check_deadline(self) -> None:
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        if self._paused_at is None and time.monotonic() > self._deadline:
             self.stop.because(
                 OperationTimedOutError(
                     f"Operation {self.correction_id} used up its timeout and stopped between two "
@@ -237,19 +309,6 @@ class Holder:
                     "timeout if need be."
                 )
             )
-
-
-def holder_name() -> str:
-    """Which process holds an operation, for people."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def fenced(correction_id: UUID) -> OperationFencedError:
-    """The error of a process that no longer owns the operation."""
-    return OperationFencedError(
-        f"Operation {correction_id} was ended or taken over by another process; this one writes "
-        "no more. `assetclass status` tells who works on it."
-    )
 
 
 @contextmanager
@@ -267,9 +326,8 @@ def hold(
     Raises OperationInProgressError naming the active operation.
     """
     with connect(dsn, settings, purpose="claim") as connection:
-        epoch = _claim(connection, settings, request)
-    with Holder(dsn, settings, as_uuid(request.correction_id), epoch) as holder:
-        holder.limit(request.options.timeout.total_seconds())
+        epoch = claim(connection, settings, request)
+    with Holder(dsn, settings, request, epoch) as holder:
         try:
             yield holder
         except BaseException as error:
@@ -290,115 +348,6 @@ def _readable(holder: Holder, error: BaseException) -> BaseException:
     return holder.stop.cause or CorrectionFailedError(
         f"Operation {holder.correction_id} could not go on: {what_it_said(error)}. Everything "
         "committed so far stays; run it again to go on where it stopped."
-    )
-
-
-def _claim(connection: Connection[TupleRow], settings: Settings, request: CorrectionRequest) -> int:
-    key = as_uuid(request.correction_id)
-    _interrupt_abandoned(connection, settings)
-    by_key = {"correction_id": key}
-    try:
-        with transaction(connection, settings) as cursor:
-            row = cursor.execute(query("operation", "lock"), by_key).fetchone()
-            if row is None:
-                cursor.execute(query("operation", "create"), _creation(key, request))
-            else:
-                _check_claimable(cursor, key, Status(row[0]))
-                _check_same_kind(key, request, begun_dry=row[1])
-            claimed = cursor.execute(
-                query("operation", "claim"), {**by_key, "run_id": request.run_id}
-            ).fetchone()
-            epoch = int(claimed[0]) if claimed else 0
-            if row is None or Status(row[0]) is not Status.RUNNING:
-                # Picked up from the step before, a request to cancel that came meanwhile holds.
-                cursor.execute(
-                    query("operation", "ask"),
-                    {**by_key, "wanted": "run", "wanted_by": request.requested_by},
-                )
-            # The claim is the first heartbeat: one that died right after it would otherwise never
-            # count as silent, and a resumed one would look silent until it beats.
-            cursor.execute(
-                query("operation", "beat"), {**by_key, "epoch": epoch, "holder": holder_name()}
-            )
-            return epoch
-    except errors.UniqueViolation:
-        raise _in_progress(connection, settings) from None
-
-
-def _creation(key: UUID, request: CorrectionRequest) -> dict[str, object]:
-    return {
-        "correction_id": key,
-        "kind": Kind.CORRECTION.value,
-        "status": Status.REQUESTED.value,
-        "dry_run": request.options.dry_run,
-        "options": Jsonb(request.options.model_dump(mode="json", by_alias=True)),
-        "range_start": request.scope.start,
-        "range_end": request.scope.end,
-        "requested_by": request.requested_by,
-        "reason": request.reason,
-        "ticket": request.ticket,
-        "run_id": request.run_id,
-        "retry_of": request.retry_of,
-    }
-
-
-def _check_claimable(cursor: psycopg.Cursor[TupleRow], key: UUID, status: Status) -> None:
-    if status in RESUMABLE or status is Status.REQUESTED:
-        return
-    if status not in ACTIVE:
-        raise OperationStateError(
-            f"Operation {key} is {status} and cannot be run again; start a new one."
-        )
-    age = cursor.execute(query("operation", "heartbeat_age"), {"correction_id": key}).fetchone()
-    if age is not None:
-        raise OperationInProgressError(
-            f"Operation {key} is already running in another process (heard of {age[0]:.0f} s ago).",
-            correction_id=str(key),
-        )
-
-
-def _check_same_kind(key: UUID, request: CorrectionRequest, *, begun_dry: bool) -> None:
-    """A resume goes on with the options of the beginning; of these one must not surprise."""
-    if request.options.dry_run is not begun_dry:
-        begun, asked = ("a dry run", "a real one") if begun_dry else ("a real run", "a dry one")
-        raise OperationStateError(
-            f"Operation {key} was begun as {begun} and cannot go on as {asked}; start a new one."
-        )
-
-
-def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
-    with transaction(connection, settings) as cursor:
-        cursor.execute(
-            query("operation", "interrupt_abandoned"),
-            {
-                "stale_after": settings.heartbeat_stale_after,
-                "missed_after": MISSED_BEATS * settings.heartbeat_interval,
-                "advisory_class": ADVISORY_CLASS,
-            },
-        )
-
-
-def refuse_while_active(connection: Connection[TupleRow], settings: Settings) -> None:
-    """Return when no operation is active; one whose process is gone is ended first.
-
-    For surfaces that refuse before they start anything; the proof is the claim. Raises
-    OperationInProgressError naming the active one.
-    """
-    _interrupt_abandoned(connection, settings)
-    with transaction(connection, settings, read_only=True) as cursor:
-        active = cursor.execute(query("operation", "active")).fetchone()
-    if active is not None:
-        raise _in_progress(connection, settings)
-
-
-def _in_progress(connection: Connection[TupleRow], settings: Settings) -> OperationInProgressError:
-    with transaction(connection, settings, read_only=True) as cursor:
-        row = cursor.execute(query("operation", "active")).fetchone()
-    active = str(row[0]) if row else "unknown"
-    return OperationInProgressError(
-        f"Operation {active} is active, and only one may be. Wait for it "
-        f"(`assetclass status {active}`) or cancel it.",
-        correction_id=active,
     )
 
 

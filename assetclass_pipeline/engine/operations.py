@@ -31,6 +31,7 @@ from assetclass_pipeline.model.operation import (
 from assetclass_pipeline.settings import Settings
 
 MOST_CHANGES = 1000
+_NEVER_PLANNED = {SkipReason.MISMATCHED_NOT_OVERWRITTEN, SkipReason.ARRIVED_LATE}
 _NO_SUCH = "No operation has the correctionId {}. `assetclass status` lists the recent ones."
 
 
@@ -79,8 +80,8 @@ def ask_to_cancel(
         )
     values = {"correction_id": as_uuid(correction_id), "wanted": "cancel", "wanted_by": by}
     with transaction(connection, settings) as cursor:
-        cursor.execute(query("operation", "ask"), values)
-        cursor.execute(query("operation", "cancel_requested"), values)
+        cursor.execute(query("control", "ask"), values)
+        cursor.execute(query("control", "cancel_requested"), values)
     return get_operation(connection, settings, correction_id)
 
 
@@ -94,7 +95,7 @@ def resume_or_new_id(
     """
     with transaction(connection, settings, read_only=True) as cursor:
         state = cursor.execute(
-            query("operation", "state"), {"correction_id": as_uuid(root_run_id)}
+            query("control", "state"), {"correction_id": as_uuid(root_run_id)}
         ).fetchone()
     if state is None or Status(state[0]) in ACTIVE | RESUMABLE or root_run_id == run_id:
         return root_run_id, None
@@ -117,7 +118,7 @@ def proof(connection: Connection[TupleRow], settings: Settings, correction_id: s
     skipped = sum(
         records
         for reason, records in operation.skipped_by_reason.items()
-        if reason not in {SkipReason.MISMATCHED_NOT_OVERWRITTEN, SkipReason.ARRIVED_LATE}
+        if reason not in _NEVER_PLANNED
     )
     with transaction(connection, settings, read_only=True) as cursor:
         row = cursor.execute(
@@ -128,6 +129,7 @@ def proof(connection: Connection[TupleRow], settings: Settings, correction_id: s
         planned=planned,
         corrected=operation.records_corrected,
         skipped=skipped,
+        failed=operation.records_failed,
         open=planned - covered,
     )
 
@@ -172,6 +174,7 @@ def _operation(row: dict[str, Any]) -> Operation:
     batches = row.pop("batches_planned") or 0
     batch_seconds = row.pop("batch_seconds")
     skipped = {reason: int(records) for reason, records in row.pop("by_reason").items()}
+    failed = skipped.pop(SkipReason.QUARANTINED, 0)
     for reason, column in (
         (SkipReason.MISMATCHED_NOT_OVERWRITTEN, "mismatched_left"),
         (SkipReason.ARRIVED_LATE, "late_left"),
@@ -187,7 +190,7 @@ def _operation(row: dict[str, Any]) -> Operation:
     return Operation(
         **row,
         records_skipped=sum(skipped.values()),
-        records_failed=0,
+        records_failed=failed,
         skipped_by_reason=skipped,
         # Rows that came late are batches of their own, which may be more than their number asks.
         batches_total=None if planned is None else max(batches, row["batches_done"]),

@@ -22,6 +22,7 @@ from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.errors import CorrectionFailedError
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.pacing import size_range
 
 # 32 MB of the table: short enough that nobody queues for long behind a chunk (measured: 0.3 s
 # where one statement for all made readers behind a waiting ALTER TABLE wait 5.3 s).
@@ -47,10 +48,11 @@ class PlanState(BaseModel):
 
     schema_name: str
     table_name: str
-    batch_size: int
+    batch_size: int | None = None
     segments: list[Segment] = []
     scanned: dict[int, int] = {}
     reusing: list[int] = []
+    file_nodes: dict[int, int | None] = {}
     complete: bool = False
 
     @property
@@ -62,6 +64,16 @@ class PlanState(BaseModel):
     def identifier(self) -> sql.Identifier:
         """The plan's table."""
         return sql.Identifier(self.schema_name, self.table_name)
+
+    @property
+    def stored(self) -> dict[str, object]:
+        """What the operation's row keeps of it."""
+        return {"plan": Jsonb(self.model_dump()), "planned": self.planned}
+
+    def was_rewritten(self, leaf: int, file_node: int | None) -> bool:
+        """Whether a leaf has another file than when the addresses of its rows were taken."""
+        planned_from = self.file_nodes.get(leaf)
+        return None not in (planned_from, file_node) and planned_from != file_node
 
     def add(self, leaf: int, records: int) -> None:
         """Append the seqs that one chunk of `leaf` added."""
@@ -124,14 +136,13 @@ def make_plan(scan: PlanScan, state: PlanState | None) -> PlanState:
 
     Raises CorrectionFailedError where a derived class does not fit the column.
     """
-    again = scan.holder.retrying(scan.options)
     if state is None:
         # A second try looks first: COMMIT may have arrived, and one backup table is enough.
-        state = again(lambda: load_plan(scan.holder) or _create_table(scan))
+        state = scan.holder.attempt(lambda: load_plan(scan.holder) or _create_table(scan))
     if state.complete:
         return state
     scan_leaves(scan, state)
-    again(_complete, scan, state)
+    scan.holder.attempt(_complete, scan, state)
     return state
 
 
@@ -139,15 +150,17 @@ def _complete(scan: PlanScan, state: PlanState) -> None:
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
         cursor.execute(query("plan", "number_rows", backup=state.identifier))
         cursor.execute(query("plan", "analyze_table", backup=state.identifier))
-        complete = state.model_copy(update={"complete": True})
+        size = scan.options.batch_size or size_range(state.planned)[0]
+        complete = state.model_copy(update={"complete": True, "batch_size": size})
         _store(scan.holder, cursor, complete)
-    state.complete = True
+    state.complete, state.batch_size = True, size
 
 
 def scan_leaves(scan: PlanScan, state: PlanState) -> None:
     """Add the correctable rows of every leaf, chunk by chunk, each in its own transaction."""
     for leaf in scan.tables.leaves:
-        pages, reuses = scan.holder.retrying(scan.options)(_look_at, scan, leaf)
+        pages, reuses, file_node = scan.holder.attempt(_look_at, scan, leaf)
+        state.file_nodes.setdefault(leaf.oid, file_node)
         if reuses and leaf.oid not in state.reusing:
             state.reusing.append(leaf.oid)
         for page in range(state.scanned.get(leaf.oid, 0), pages, PAGES_PER_CHUNK):
@@ -155,20 +168,26 @@ def scan_leaves(scan: PlanScan, state: PlanState) -> None:
             if _is_full(scan.options, state):
                 return
             end = min(page + PAGES_PER_CHUNK, pages)
-            scan.holder.retrying(scan.options)(_add_chunk, scan, state, leaf, page, end)
+            scan.holder.attempt_to_write(None, _add_chunk, scan, state, leaf, page, end)
 
 
 def add_late_rows(scan: PlanScan, state: PlanState) -> None:
     """Scan all leaves again for correctable rows that the plan does not know."""
-    scan.holder.retrying(scan.options)(_begin_late_pass, scan, state)
+    scan.holder.attempt(_begin_late_pass, scan, state)
     scan_leaves(replace(scan, skip_planned=True), state)
 
 
 def _begin_late_pass(scan: PlanScan, state: PlanState) -> None:
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
-        cursor.execute(query("plan", "index_keys", backup=state.identifier))
+        index_keys(cursor, state)
         state.scanned.clear()
         _store(scan.holder, cursor, state)
+
+
+def index_keys(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
+    """Let planned rows be found by their key."""
+    index = sql.Identifier(f"{state.table_name}_id_idx")
+    cursor.execute(query("plan", "index_keys", backup=state.identifier, index=index))
 
 
 def drop_plan(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
@@ -181,27 +200,38 @@ def _is_full(options: CorrectionOptions, state: PlanState) -> bool:
     return most is not None and state.planned >= most
 
 
-def _look_at(scan: PlanScan, leaf: Leaf) -> tuple[int, bool]:
-    """Pages of a leaf, and whether its new versions may stay on their page."""
+def _look_at(scan: PlanScan, leaf: Leaf) -> tuple[int, bool, int | None]:
+    """Pages of a leaf, whether its new versions may stay on their page, and its file.
+
+    What another server holds is read in one go, as if it were one page.
+    """
+    if leaf.kind == "foreign":
+        return 1, False, None
     with transaction(scan.connection, scan.holder.settings, read_only=True) as cursor:
-        pages = cursor.execute(query("plan", "page_count"), {"leaf": leaf.oid}).fetchone()
+        pages, file_node = look_at_file(cursor, leaf)
         reuses = cursor.execute(query("plan", "can_reuse_space"), {"leaf": leaf.oid}).fetchone()
-    return int(pages[0] or 0) if pages else 0, bool(reuses and reuses[0])
+    return pages, bool(reuses and reuses[0]), file_node
+
+
+def look_at_file(cursor: psycopg.Cursor[TupleRow], leaf: Leaf) -> tuple[int, int | None]:
+    """(pages, file node) of a leaf."""
+    row = cursor.execute(query("plan", "leaf_file"), {"leaf": leaf.oid}).fetchone()
+    return (int(row[0] or 0), row[1]) if row else (0, None)
 
 
 def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int) -> None:
+    is_foreign = leaf.kind == "foreign"
     rows = correctable_rows(
         scan.tables,
         scan.options,
         scan.scope,
         columns="planned_columns",
-        table=sql.SQL("ONLY ") + leaf.identifier,
+        table=leaf.identifier if is_foreign else sql.SQL("ONLY ") + leaf.identifier,
     )
     not_planned = query("plan", "not_planned", backup=state.identifier)
     most = scan.options.max_records_to_process
     statement = query(
-        "plan",
-        "add_chunk",
+        *(("by_key", "add_rows") if is_foreign else ("plan", "add_chunk")),
         backup=state.identifier,
         correctable_rows=rows.text,
         not_planned=not_planned if scan.skip_planned else sql.SQL(""),
@@ -254,9 +284,7 @@ def _landed(
 
 
 def _store(holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
-    holder.update_with(
-        cursor, "set_plan", {"plan": Jsonb(state.model_dump()), "planned": state.planned}
-    )
+    holder.update_with(cursor, "set_plan", state.stored)
 
 
 def _create_table(scan: PlanScan) -> PlanState:
@@ -266,7 +294,6 @@ def _create_table(scan: PlanScan) -> PlanState:
         state = PlanState(
             schema_name="assetclass",
             table_name=f"plan_{scan.holder.correction_id.hex}",
-            batch_size=scan.options.batch_size,
         )
         _try_create(scan, state, "UNLOGGED")
         return state
@@ -275,7 +302,6 @@ def _create_table(scan: PlanScan) -> PlanState:
         state = PlanState(
             schema_name=scan.tables.market_schema,
             table_name=f"{BACKUP_PREFIX}{moment:%Y%m%d_%H%M%S}",
-            batch_size=scan.options.batch_size,
         )
         try:
             _try_create(scan, state, "")

@@ -11,6 +11,7 @@ from assetclass_pipeline.engine.estimation import estimate_seconds, recent_rate
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import Change
 from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.pacing import size_range
 from assetclass_pipeline.model.preview import ClassChange, Preview, PreviewSample
 from assetclass_pipeline.settings import Settings
 
@@ -54,10 +55,11 @@ def preview(
     ]
     found = sum(change.records for change in symbols)
     records = min(found, options.max_records_to_process or found)
+    batch_size = options.batch_size or size_range(records)[0]
     return Preview(
         records=records,
-        batches=-(-records // options.batch_size),
-        batch_size=options.batch_size,
+        batches=-(-records // batch_size),
+        batch_size=batch_size,
         workers=options.worker_count,
         estimated_seconds=estimate_seconds(records, rate),
         samples=[

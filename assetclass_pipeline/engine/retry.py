@@ -1,4 +1,7 @@
-"""Which errors are worth another try, and when: locks, lost connections, a server that restarts."""
+"""Which errors are worth another try, which are the data's, and how long to wait in between.
+
+Belongs here: kinds of errors. Does not: trying (attempts.py), and poison rows (batches.py).
+"""
 
 import threading
 
@@ -12,7 +15,6 @@ from assetclass_pipeline.model.options import RetryOptions
 _TRANSIENT = (
     errors.DeadlockDetected,
     errors.SerializationFailure,
-    errors.LockNotAvailable,
     errors.QueryCanceled,
     errors.AdminShutdown,
     errors.CrashShutdown,
@@ -20,18 +22,34 @@ _TRANSIENT = (
     errors.TooManyConnections,
     errors.IdleSessionTimeout,
     errors.IdleInTransactionSessionTimeout,
-    DatabaseUnavailableError,
 )
+# Data exception, constraint, WITH CHECK OPTION, errors of functions, RAISE in a trigger.
+_DATA_CLASSES = {"22", "23", "44", "38", "39", "P0"}
+
+
+def means_waiting(error: BaseException) -> bool:
+    """Whether somebody else must finish first: a server that is away, a table that others lock."""
+    return isinstance(error, DatabaseUnavailableError | errors.LockNotAvailable)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether trying again can help."""
-    if isinstance(error, _TRANSIENT):
+    if means_waiting(error) or isinstance(error, _TRANSIENT):
         return True
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return False
     # No code: the connection broke under us. Class 08: a pooler says that it broke behind it.
     return error.sqlstate is None or error.sqlstate.startswith("08")
+
+
+def is_data_error(error: BaseException) -> bool:
+    """Whether some row cannot have the value that it should get: trying again cannot help."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _DATA_CLASSES
+
+
+def shows_contention(error: BaseException) -> bool:
+    """Whether we and the application want the same rows at the same time."""
+    return isinstance(error, errors.DeadlockDetected | errors.LockNotAvailable)
 
 
 def what_it_said(error: BaseException) -> str:
@@ -43,13 +61,19 @@ def what_it_said(error: BaseException) -> str:
 
 
 def retrying(options: RetryOptions, stop: threading.Event) -> Retrying:
-    """Exponential waits with jitter that end early when the operation stops."""
+    """Exponential waits with jitter that end early when the operation stops.
+
+    What only needs waiting is not tried `tries` times: that is for attempts.py to wait out.
+    """
+
+    def worth_it(error: BaseException) -> bool:
+        return is_transient(error) and not means_waiting(error) and not stop.is_set()
 
     def sleep(seconds: float) -> None:
         stop.wait(seconds)
 
     return Retrying(
-        retry=retry_if_exception(lambda error: is_transient(error) and not stop.is_set()),
+        retry=retry_if_exception(worth_it),
         stop=stop_after_attempt(options.tries),
         wait=wait_exponential_jitter(
             multiplier=options.first_wait, max=options.longest_wait, jitter=options.first_wait

@@ -5,20 +5,29 @@ batches (batches.py), which only ever work by physical address.
 """
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from psycopg import Cursor
+import psycopg
+from psycopg import Cursor, sql
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.batches import (
-    Batch,
+from assetclass_pipeline.engine.by_key import ForeignRows, explain_left
+from assetclass_pipeline.engine.conditions import Condition
+from assetclass_pipeline.engine.ranges import Batch
+from assetclass_pipeline.engine.retry import is_data_error
+from assetclass_pipeline.engine.work import (
+    Ahead,
     Work,
+    check_error_rate,
     look_ahead,
+    quarantine,
     record,
     refuse_rewritten,
+    set_updated_at,
 )
-from assetclass_pipeline.engine.conditions import Condition
 from assetclass_pipeline.model.operation import SkipReason
 
 MOST_PASSES = 3
@@ -54,10 +63,10 @@ def _one_pass(work: Work, number: int) -> int:
     locked, after = 0, 0
     while True:
         work.holder.stop.check()
-        seqs = work.holder.retrying(work.options)(_skipped_after, work, after)
+        seqs = work.holder.attempt(_skipped_after, work, after)
         if not seqs:
             return locked
-        locked += work.holder.retrying(work.options)(_sweep_batch, work, number, seqs)
+        locked += _sweep(work, number, seqs)
         after = seqs[-1]
 
 
@@ -65,62 +74,144 @@ def _skipped_after(work: Work, after: int) -> list[int]:
     with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
         rows = cursor.execute(
             query("batch", "skipped_seqs"),
-            {**work.holder.key, "after": after, "most": work.plan.batch_size},
+            {**work.holder.key, "after": after, "most": work.tempo.pacing.batch_size},
         ).fetchall()
     return [row[0] for row in rows]
 
 
+def _sweep(work: Work, number: int, seqs: list[int]) -> int:
+    """One batch of skipped rows; poison among them is found by halving, and quarantined."""
+    try:
+        return work.holder.attempt_to_write(None, _sweep_batch, work, number, seqs)
+    except psycopg.Error as error:
+        if not is_data_error(error):
+            raise
+        if len(seqs) == 1:
+            work.holder.attempt_to_write(None, _quarantine, work, seqs[0], error)
+            return 0
+        half = len(seqs) // 2
+        return _sweep(work, number, seqs[:half]) + _sweep(work, number, seqs[half:])
+
+
+def _quarantine(work: Work, seq: int, error: psycopg.Error) -> None:
+    with transaction(work.holder.connection, work.holder.settings) as cursor:
+        quarantine(cursor, work, seq, error)
+        _set_reason(cursor, work, SkipReason.QUARANTINED, [seq])
+        work.holder.require_ours(cursor)
+    with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+        check_error_rate(cursor, work)
+
+
 def _sweep_batch(work: Work, number: int, seqs: list[int]) -> int:
     started = time.monotonic()
-    batch = Batch(leaf=0, first_seq=seqs[0], last_seq=seqs[-1])
+    foreign = {leaf.oid: ForeignRows(work, leaf) for leaf in work.tables.foreign_leaves}
+    in_doubt = {leaf: rows.announce(work.holder.connection, seqs) for leaf, rows in foreign.items()}
     with transaction(work.holder.connection, work.holder.settings) as cursor:
-        in_list = Condition(query("batch", "in_list"), {"seqs": seqs})
-        ahead = look_ahead(cursor, work, in_list)
-        values = {"seqs": seqs, "stale_symbols": ahead.stale_symbols}
-        row = cursor.execute(
-            query(
-                "batch",
-                "correct_by_key",
-                backup=work.plan.identifier,
-                market=work.tables.market,
-                set_updated_at=work.set_updated_at,
-            ),
-            values,
-        ).fetchone()
-        corrected, rewritten, written, refused = row or (0, 0, [], [])
-        refuse_rewritten(work, rewritten)
-        left = sorted({*seqs} - {*written})
-        locked = _give_reasons(cursor, work, {"seqs": left, "stale_symbols": ahead.stale_symbols})
-        if ahead.has_triggers:
-            _set_reason(cursor, work, SkipReason.VETOED, refused)
-        cursor.execute(query("batch", "remove_skipped"), {**work.holder.key, "seqs": written})
+        ahead = look_ahead(cursor, work, Condition(query("batch", "in_list"), {"seqs": seqs}))
+        rows_left = _RowsLeft(cursor, work, ahead, seqs)
+        for table in _tables_here(work):
+            rows_left.write_here(table)
+        for leaf, rows in foreign.items():
+            rows_left.write_there(rows, in_doubt[leaf])
+        refuse_rewritten(work, rows_left.rewritten)
+        locked = _give_reasons(cursor, work, rows_left.left, ahead.stale_symbols)
+        if ahead.has_triggers or foreign:
+            _set_reason(cursor, work, SkipReason.VETOED, rows_left.refused)
+        written = {**work.holder.key, "seqs": rows_left.written}
+        cursor.execute(query("batch", "remove_skipped"), written)
         record(
             cursor,
             work,
-            batch,
+            Batch(leaf=0, first_seq=seqs[0], last_seq=seqs[-1]),
             worker=SWEEPER,
             sweep=number,
-            corrected=corrected,
-            skipped=len(left),
+            corrected=len(rows_left.written),
+            skipped=len(rows_left.left),
             started=started,
         )
     # A row that changed while we looked is like a locked one: worth another pass.
-    return max(locked, len(refused))
+    return max(locked, len(rows_left.refused))
+
+
+@dataclass
+class _RowsLeft:
+    """A batch of the sweep: `refused` were locked by us and yet not written."""
+
+    cursor: Cursor[TupleRow]
+    work: Work
+    ahead: Ahead
+    seqs: list[int]
+    written: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+    rewritten: int = 0
+
+    @property
+    def left(self) -> list[int]:
+        """What is not written yet."""
+        return sorted({*self.seqs} - {*self.written})
+
+    def write_here(self, table: sql.Composable) -> None:
+        """Rows of a table of this server."""
+        statement = query(
+            "batch",
+            "correct_by_key",
+            backup=self.work.plan.identifier,
+            market=table,
+            set_updated_at=set_updated_at(self.work.tables),
+        )
+        values = {"seqs": self.left, "stale_symbols": self.ahead.stale_symbols}
+        row = self.cursor.execute(statement, values).fetchone()
+        _, rewritten, written, refused = row or (0, 0, [], [])
+        self.rewritten += rewritten
+        self.written += written
+        self.refused += refused
+
+    def write_there(self, rows: ForeignRows, in_doubt: Sequence[int]) -> None:
+        """Rows of a foreign table."""
+        stale = self.ahead.stale_symbols
+        done = rows.write(self.cursor, self.left, stale_symbols=stale, in_doubt=in_doubt)
+        self.rewritten += done.rewritten
+        self.written += done.corrected
+        self.refused += done.refused
+
+
+def _tables_here(work: Work) -> Iterator[sql.Composable]:
+    """Where rows of this server may be now: the market table, or its local leaves one by one.
+
+    Through a parent with foreign partitions, another server's rows would be found by an address
+    that means nothing here.
+    """
+    if not work.tables.foreign_leaves:
+        yield work.tables.market
+        return
+    yield from (leaf.identifier for leaf in work.tables.leaves if leaf.kind != "foreign")
 
 
 def _give_reasons(
-    cursor: Cursor[TupleRow], work: Work, values: dict[str, list[int] | list[str]]
+    cursor: Cursor[TupleRow], work: Work, left: list[int], stale_symbols: list[str]
 ) -> int:
+    """Write why each row was left; returns how many are locked by others."""
+    by_reason: Mapping[SkipReason, list[int]]
+    if work.tables.foreign_leaves:
+        by_reason = explain_left(cursor, work.tables, work.plan.identifier, left, stale_symbols)
+    else:
+        by_reason = _explain_here(cursor, work, left, stale_symbols)
+    for reason, seqs in by_reason.items():
+        _set_reason(cursor, work, reason, seqs)
+    return len(by_reason.get(SkipReason.LOCKED, []))
+
+
+def _explain_here(
+    cursor: Cursor[TupleRow], work: Work, left: list[int], stale_symbols: list[str]
+) -> dict[SkipReason, list[int]]:
     cursor.execute(
         query("batch", "explain_skipped", backup=work.plan.identifier, market=work.tables.market),
-        values,
+        {"seqs": left, "stale_symbols": stale_symbols},
     )
-    by_reason: dict[str, list[int]] = {}
+    by_reason: dict[SkipReason, list[int]] = {}
     for seq, reason in cursor.fetchall():
-        by_reason.setdefault(reason, []).append(seq)
-    for reason, seqs in by_reason.items():
-        _set_reason(cursor, work, SkipReason(reason), seqs)
-    return len(by_reason.get(SkipReason.LOCKED, []))
+        by_reason.setdefault(SkipReason(reason), []).append(seq)
+    return by_reason
 
 
 def _set_reason(cursor: Cursor[TupleRow], work: Work, reason: SkipReason, seqs: list[int]) -> None:

@@ -64,6 +64,7 @@ class SkipReason(StrEnum):
     DELETED = "deleted"
     VALUE_REWRITTEN = "value_rewritten_by_trigger"
     VETOED = "vetoed_by_trigger"
+    QUARANTINED = "quarantined"
     MISMATCHED_NOT_OVERWRITTEN = "mismatched_not_overwritten"
     ARRIVED_LATE = "arrived_late"
 
@@ -159,15 +160,28 @@ def remaining_seconds(left: int, rate: float | None) -> EtaRange | None:
     return EtaRange(low=rest * 0.75, high=rest * 1.25)
 
 
+# Fewer rows say nothing about a rate: the refused ones may all stand at the table's beginning.
+_LEAST_ROWS_OF_A_RATE = 1000
+
+
+def too_many_failures(failed: int, *, done: int, planned: int, limit: float) -> bool:
+    """Whether more than `limit` percent of the rows dealt with were refused by the database.
+
+    Of the first 1000 rows, or of a smaller plan, as many may fail as of all of them.
+    """
+    return 100 * failed > limit * max(done, min(planned, _LEAST_ROWS_OF_A_RATE))
+
+
 class Proof(WireModel):
     """The ledger's sums against the plan: `unaccounted` is 0 unless a row was lost or invented."""
 
     planned: int
     corrected: int
     skipped: int
+    failed: int
     open: int
 
     @property
     def unaccounted(self) -> int:
-        """Planned rows that are neither corrected, nor skipped with a reason, nor still open."""
-        return self.planned - self.corrected - self.skipped - self.open
+        """Planned rows neither corrected, nor skipped or failed with a reason, nor still open."""
+        return self.planned - self.corrected - self.skipped - self.failed - self.open

@@ -72,7 +72,12 @@ class RetryOptions(WireModel):
 class CorrectionOptions(WireModel):
     """What to correct and how; the defaults correct every missing row that is mappable."""
 
-    batch_size: int = Field(1000, ge=1, le=10_000, description="rows of one batch (transaction)")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="rows of one batch (transaction) at most; unset: 500 to 5000 by rows planned",
+    )
     pace: Pace = Field(Pace.BALANCED, description="gentle, balanced or fast")
     max_records_to_process: int | None = Field(
         None, ge=1, description="stop planning after so many rows; unset: all"

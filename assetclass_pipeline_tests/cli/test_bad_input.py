@@ -8,7 +8,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from assetclass_pipeline.engine.holding import CorrectionRequest, hold
+from assetclass_pipeline.engine.claiming import CorrectionRequest
+from assetclass_pipeline.engine.holding import hold
 from assetclass_pipeline.errors import OperationCancelledError
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline_tests.cli.command import Command, Finished

@@ -6,7 +6,7 @@ from typing import LiteralString
 import pytest
 from psycopg import sql
 
-from assetclass_pipeline.errors import CorrectionFailedError
+from assetclass_pipeline.errors import CorrectionFailedError, ErrorRateError
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation, Status
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
@@ -119,13 +119,15 @@ def test_a_class_that_does_not_fit_changes_nothing(
     assert set(market.classes().values()) == {None}
 
 
-def test_a_constraint_of_the_table_is_a_typed_error(market: Market) -> None:
+def test_a_constraint_that_refuses_too_many_rows_stops_it(market: Market) -> None:
     damaged(market).execute(
         "ALTER TABLE {} ADD CHECK (asset_class <> 'STOCK')", market.market_identifier
     )
-    with pytest.raises(CorrectionFailedError, match="check constraint"):
+    with pytest.raises(ErrorRateError, match=r"1 of 1 rows were refused"):
         correct_now(market)
     assert market.classes()[1] is None
+    told = market.value("SELECT error_message FROM assetclass.operation_quarantined_row")
+    assert "violates check constraint" in told
 
 
 @pytest.mark.parametrize(

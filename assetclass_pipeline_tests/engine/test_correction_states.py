@@ -1,6 +1,7 @@
 """How corrections end: nothing to do, dry runs, no backup, cancelled, out of time, and undone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -238,11 +239,12 @@ class TestStopping:
                     ask_to_cancel(connection, market.settings, unknown, by="test")
 
     def test_a_table_that_stays_locked_is_a_typed_error(self, market: Market) -> None:
+        impatient = replace(market, patience=1)
         request = request_of()
         with psycopg.connect(market.fill(10).dsn) as other:
             other.execute("LOCK TABLE market_data")
             with pytest.raises(CorrectionFailedError, match="lock timeout"):
-                correct_now(market, request)
+                correct_now(impatient, request)
         assert operation_of(market, request.correction_id).status is Status.FAILED
         assert correct_now(market, request).records_corrected == 10
 

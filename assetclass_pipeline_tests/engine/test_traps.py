@@ -15,10 +15,14 @@ from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect, set_local, transaction
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.batches import BATCH_SETTINGS, Batch, Work, Worker
+from assetclass_pipeline.engine.batches import BATCH_SETTINGS, Worker
+from assetclass_pipeline.engine.claiming import ADVISORY_CLASS, claim
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
-from assetclass_pipeline.engine.holding import ADVISORY_CLASS, Holder, _claim, hold
+from assetclass_pipeline.engine.holding import Holder, hold
 from assetclass_pipeline.engine.plan import PlanState
+from assetclass_pipeline.engine.ranges import Batch
+from assetclass_pipeline.engine.tempo import Tempo
+from assetclass_pipeline.engine.work import Work, set_updated_at
 from assetclass_pipeline.errors import (
     CorrectionFailedError,
     OperationFencedError,
@@ -167,7 +171,7 @@ class TestOneOperation:
         """Guard: the claim itself is the first heartbeat."""
         small(market)
         with connect(market.dsn, market.settings, purpose="test") as connection:
-            _claim(connection, market.settings, request_of())
+            claim(connection, market.settings, request_of())
         market.execute(
             "UPDATE assetclass.operation_heartbeat SET beat_at = beat_at - interval '10 s'"
         )
@@ -183,7 +187,7 @@ class TestOneOperation:
             "UPDATE assetclass.operation_heartbeat SET beat_at = beat_at - interval '1 hour'"
         )
         with connect(market.dsn, market.settings, purpose="test") as connection:
-            _claim(connection, market.settings, request)
+            claim(connection, market.settings, request)
             with pytest.raises(OperationInProgressError):
                 correct_now(market)
 
@@ -511,8 +515,8 @@ class TestPlan:
                 "batch",
                 "correct_by_address",
                 backup=work.plan.identifier,
-                leaf=work.leaves[batch.leaf],
-                set_updated_at=work.set_updated_at,
+                leaf=work.leaves[batch.leaf].identifier,
+                set_updated_at=set_updated_at(work.tables),
             )
             values = {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
             with transaction(worker.connection, market.settings) as cursor:
@@ -540,7 +544,7 @@ def plan_nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def first_batch(work: Work) -> Batch:
     """The batch that any run would begin with."""
     segment = work.plan.segments[0]
-    return Batch(segment.leaf, 1, min(segment.last_seq, work.plan.batch_size))
+    return Batch(segment.leaf, 1, min(segment.last_seq, work.tempo.pacing.batch_size))
 
 
 @contextmanager
@@ -549,7 +553,8 @@ def late_worker(
 ) -> Iterator[tuple[Worker, Work]]:
     """A worker of a held operation, to be driven by hand."""
     state = PlanState.model_validate(market.value("SELECT plan FROM assetclass.operation"))
-    work = Work(holder, tables_of(market), state, request.options)
+    tempo = Tempo(request.options, state.planned, lambda: holder.tuning)
+    work = Work(holder, tables_of(market), state, request.options, tempo)
     worker = Worker(work, 1)
     try:
         yield worker, work

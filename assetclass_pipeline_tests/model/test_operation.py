@@ -10,6 +10,7 @@ from assetclass_pipeline.model.operation import (
     Status,
     progress_percent,
     remaining_seconds,
+    too_many_failures,
 )
 
 
@@ -52,11 +53,37 @@ def test_every_status_but_the_last_word_is_active_or_resumable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("corrected", "skipped", "left", "unaccounted"),
-    [(100, 0, 0, 0), (90, 10, 0, 0), (50, 10, 40, 0), (99, 0, 0, 1), (101, 0, 0, -1)],
+    ("corrected", "skipped", "failed", "left", "unaccounted"),
+    [
+        (100, 0, 0, 0, 0),
+        (90, 7, 3, 0, 0),
+        (50, 10, 0, 40, 0),
+        (99, 0, 0, 0, 1),
+        (101, 0, 0, 0, -1),
+    ],
 )
 def test_a_lost_or_invented_row_is_unaccounted(
-    corrected: int, skipped: int, left: int, unaccounted: int
+    corrected: int, skipped: int, failed: int, left: int, unaccounted: int
 ) -> None:
-    proof = Proof(planned=100, corrected=corrected, skipped=skipped, open=left)
+    proof = Proof(planned=100, corrected=corrected, skipped=skipped, failed=failed, open=left)
     assert proof.unaccounted == unaccounted
+
+
+@pytest.mark.parametrize(
+    ("failed", "done", "planned", "too_many"),
+    [
+        (50, 50, 1_000_000, False),
+        (51, 51, 1_000_000, True),
+        (50, 1000, 1_000_000, False),
+        (500, 10_000, 1_000_000, False),
+        (501, 10_000, 1_000_000, True),
+        (5, 5, 100, False),
+        (6, 6, 100, True),
+        (1, 1, 1, True),
+        (0, 0, 0, False),
+    ],
+)
+def test_failures_are_too_many_above_their_share_of_a_thousand_rows_or_the_plan(
+    failed: int, done: int, planned: int, too_many: bool
+) -> None:
+    assert too_many_failures(failed, done=done, planned=planned, limit=5) is too_many

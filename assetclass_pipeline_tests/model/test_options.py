@@ -11,7 +11,7 @@ from assetclass_pipeline.model.options import CorrectionOptions, Pace, parse_opt
 
 def test_defaults_are_the_contracts() -> None:
     assert parse_options({}).model_dump(mode="json", by_alias=True) == {
-        "batchSize": 1000,
+        "batchSize": None,
         "pace": "balanced",
         "maxRecordsToProcess": None,
         "createBackup": True,

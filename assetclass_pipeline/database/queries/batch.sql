@@ -1,14 +1,16 @@
 -- name: look_ahead
 -- Symbols of this batch whose class symbols no longer derives as planned: their rows must not get
 -- a class that the reference does not hold any more.
--- Third and fourth: the batch's first and last address. Second: whether a trigger of the market table could change a row again after the UPDATE;
--- without one RETURNING has already read every version that is written.
+-- Second: whether a trigger of the market table could change a row again after the UPDATE; without
+-- one RETURNING has already read every version that is written. Then the batch's first and last
+-- address, and the file that its leaf has now.
 SELECT coalesce(array_agg(DISTINCT stale.symbol), '{{}}'),
        EXISTS (SELECT FROM pg_trigger t
                WHERE t.tgrelid = ANY (%(relations)s::oid[]) AND t.tgenabled <> 'D'
                  AND (NOT t.tgisinternal OR t.tgparentid <> 0)),
        (SELECT min(b.source_address)::text FROM {backup} b WHERE {in_batch}),
-       (SELECT max(b.source_address)::text FROM {backup} b WHERE {in_batch})
+       (SELECT max(b.source_address)::text FROM {backup} b WHERE {in_batch}),
+       pg_relation_filenode(%(leaf)s::oid)::bigint
 FROM (SELECT planned.symbol
       FROM (SELECT DISTINCT b.symbol::text AS symbol, b.corrected_asset_class::text AS asset_class
             FROM {backup} b WHERE {in_batch}) planned
@@ -156,7 +158,7 @@ WHERE correction_id = %(correction_id)s AND seq = ANY (%(seqs)s)
 
 -- name: skipped_seqs
 SELECT seq FROM assetclass.operation_skipped_row
-WHERE correction_id = %(correction_id)s AND seq > %(after)s
+WHERE correction_id = %(correction_id)s AND seq > %(after)s AND reason <> 'quarantined'
 ORDER BY seq
 LIMIT %(most)s
 
@@ -172,3 +174,19 @@ ORDER BY 1
 -- name: last_pass
 SELECT coalesce(max(pass), 0) FROM assetclass.operation_batch
 WHERE correction_id = %(correction_id)s
+
+-- name: quarantine
+INSERT INTO assetclass.operation_quarantined_row
+    (correction_id, seq, id, symbol, "timestamp", corrected_asset_class, error_code, error_message)
+SELECT %(correction_id)s, b.seq, b.id::text, b.symbol::text, b."timestamp"::text,
+       b.corrected_asset_class::text, %(error_code)s, %(error_message)s
+FROM {backup} b WHERE b.seq = %(seq)s
+ON CONFLICT (correction_id, seq) DO UPDATE
+SET error_code = excluded.error_code, error_message = excluded.error_message
+
+-- name: failures
+-- Rows in quarantine, and rows that batches have dealt with.
+SELECT (SELECT count(*) FROM assetclass.operation_quarantined_row
+        WHERE correction_id = %(correction_id)s),
+       (SELECT coalesce(sum(last_seq - first_seq + 1), 0)::bigint FROM assetclass.operation_batch
+        WHERE correction_id = %(correction_id)s AND pass = 0)

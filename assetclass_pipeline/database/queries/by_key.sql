@@ -20,14 +20,6 @@ WITH chosen AS (
 )
 SELECT count(*) FROM added
 
--- name: duplicates
--- How many planned rows of a foreign leaf have a key that another one has too.
-SELECT coalesce(sum(records), 0)::bigint
-FROM (SELECT count(*) AS records FROM {backup} b
-      WHERE b.source_table = %(leaf)s::oid
-      GROUP BY b.id, b.symbol, b."timestamp"
-      HAVING count(*) > 1) alike
-
 -- name: holds_nulls
 -- Whether some of these planned rows lack an id, or a time.
 SELECT coalesce(bool_or(b.id IS NULL), false), coalesce(bool_or(b."timestamp" IS NULL), false)
@@ -98,10 +90,6 @@ DELETE FROM assetclass.operation_attempt a
 USING (SELECT range_agg(int8range(seq, seq, '[]')) AS seqs
        FROM unnest(%(seqs)s::bigint[]) seq) settled
 WHERE a.correction_id = %(correction_id)s AND a.seqs <@ settled.seqs
-
--- name: remember_own
-INSERT INTO assetclass.operation_event (correction_id, event, actor, details)
-VALUES (%(correction_id)s, 'found_committed_elsewhere', %(actor)s, %(details)s)
 
 -- name: candidates
 -- What one leaf holds under the ids of planned rows, to explain why they were not written.

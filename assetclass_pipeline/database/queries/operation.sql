@@ -19,15 +19,17 @@ WHERE h.correction_id = %(correction_id)s AND h.holder <> ''
 -- Raising the epoch waits for the batch in flight (it holds the row FOR SHARE) and fences all later ones.
 UPDATE assetclass.operation
 SET status = 'running', epoch = epoch + 1, run_id = coalesce(%(run_id)s, run_id),
-    started_at = coalesce(started_at, clock_timestamp()), finished_at = NULL, error = NULL
+    stop_at = %(stop_at)s, started_at = coalesce(started_at, clock_timestamp()), finished_at = NULL, error = NULL
 WHERE correction_id = %(correction_id)s
 RETURNING epoch
 
 -- name: beat
-INSERT INTO assetclass.operation_heartbeat AS h (correction_id, epoch, beat_at, holder)
-VALUES (%(correction_id)s, %(epoch)s, clock_timestamp(), %(holder)s)
+INSERT INTO assetclass.operation_heartbeat AS h
+    (correction_id, epoch, beat_at, holder, pacing, throttle)
+VALUES (%(correction_id)s, %(epoch)s, clock_timestamp(), %(holder)s, %(pacing)s, %(throttle)s)
 ON CONFLICT (correction_id) DO UPDATE
-SET epoch = excluded.epoch, beat_at = excluded.beat_at, holder = excluded.holder
+SET epoch = excluded.epoch, beat_at = excluded.beat_at, holder = excluded.holder,
+    pacing = coalesce(excluded.pacing, h.pacing), throttle = excluded.throttle
 WHERE h.epoch <= excluded.epoch
 
 -- name: interrupt_abandoned
@@ -36,10 +38,12 @@ UPDATE assetclass.operation o
 SET status = 'interrupted', epoch = o.epoch + 1, finished_at = clock_timestamp(),
     error = jsonb_build_object('code', 'OPERATION_INTERRUPTED', 'message',
         'Its process was not heard of any more. Run it again to go on where it stopped.')
-FROM assetclass.operation_heartbeat h
+FROM assetclass.operation_heartbeat h,
+     -- While the server was down nobody could be heard: silence counts from its start.
+     LATERAL (SELECT clock_timestamp() - greatest(h.beat_at, pg_postmaster_start_time()) AS silent) s
 WHERE o.status IN ('running', 'paused') AND h.correction_id = o.correction_id
-  AND (h.beat_at < clock_timestamp() - make_interval(secs => %(stale_after)s)
-       OR (h.beat_at < clock_timestamp() - make_interval(secs => %(missed_after)s)
+  AND (s.silent > make_interval(secs => %(stale_after)s)
+       OR (s.silent > make_interval(secs => %(missed_after)s)
            AND h.holder <> ''
            AND NOT EXISTS (
                SELECT FROM pg_locks l
@@ -53,21 +57,10 @@ RETURNING o.correction_id::text
 SELECT correction_id::text FROM assetclass.operation
 WHERE status IN ('requested', 'running', 'paused')
 
--- name: state
-SELECT o.status, o.epoch, coalesce(c.wanted, 'run')
-FROM assetclass.operation o
-LEFT JOIN assetclass.operation_control c USING (correction_id)
-WHERE o.correction_id = %(correction_id)s
-
--- name: ask
-INSERT INTO assetclass.operation_control (correction_id, wanted, wanted_by)
-VALUES (%(correction_id)s, %(wanted)s, %(wanted_by)s)
-ON CONFLICT (correction_id) DO UPDATE
-SET wanted = excluded.wanted, wanted_by = excluded.wanted_by, wanted_at = clock_timestamp()
-
--- name: cancel_requested
-UPDATE assetclass.operation SET status = 'cancelled', finished_at = clock_timestamp()
-WHERE correction_id = %(correction_id)s AND status = 'requested'
+-- name: require_ours
+SELECT FROM assetclass.operation
+WHERE correction_id = %(correction_id)s AND status = 'running' AND epoch = %(epoch)s
+FOR SHARE
 
 -- name: set_phase
 UPDATE assetclass.operation SET phase = %(phase)s
@@ -97,15 +90,16 @@ WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s
 -- The phase stays: it tells where the operation stopped.
 UPDATE assetclass.operation
 SET status = %(status)s, finished_at = clock_timestamp(), error = %(error)s
-WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status IN ('running', 'paused')
 
 -- name: park
 UPDATE assetclass.operation SET status = 'planned', phase = 'planned'
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
 
 -- name: plan_of
-SELECT plan, options, range_start, range_end
-FROM assetclass.operation WHERE correction_id = %(correction_id)s
+SELECT o.plan, o.options, o.range_start, o.range_end, h.pacing
+FROM assetclass.operation o LEFT JOIN assetclass.operation_heartbeat h USING (correction_id)
+WHERE o.correction_id = %(correction_id)s
 
 -- name: forget_changes
 DELETE FROM assetclass.operation_change WHERE correction_id = %(correction_id)s

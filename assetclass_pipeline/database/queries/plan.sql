@@ -91,8 +91,24 @@ CREATE UNIQUE INDEX ON {backup} (seq)
 -- name: analyze_table
 ANALYZE {backup}
 
--- name: page_count
-SELECT pg_relation_size(%(leaf)s::oid) / current_setting('block_size')::integer
+-- name: leaf_file
+-- Pages, and the file that holds them: VACUUM FULL, CLUSTER and the like make a new one.
+SELECT pg_relation_size(%(leaf)s::oid) / current_setting('block_size')::integer,
+       pg_relation_filenode(%(leaf)s::oid)::bigint
+
+-- name: readdress_chunk
+-- Present addresses for the planned rows of some pages that no batch has done yet.
+UPDATE {backup} b SET source_address = m.ctid
+FROM ONLY {leaf} m
+WHERE m.ctid >= %(first_address)s::tid AND m.ctid < %(end_address)s::tid
+  AND b.id = m.id AND b.source_table = %(leaf)s::oid
+  AND b.symbol::text = m.symbol::text
+  AND b."timestamp" IS NOT DISTINCT FROM m."timestamp"
+  AND b.asset_class::text IS NOT DISTINCT FROM m.asset_class::text
+  AND b.seq <@ (SELECT int8multirange(int8range(1, %(planned)s::bigint + 1)) - coalesce(
+                    (SELECT range_agg(int8range(first_seq, last_seq, '[]'))
+                     FROM assetclass.operation_batch
+                     WHERE correction_id = %(correction_id)s AND pass = 0), '{{}}'))
 
 -- name: table_exists
 SELECT EXISTS (
@@ -125,4 +141,4 @@ FROM ({correctable_rows} LIMIT %(most)s) sampled
 
 -- name: index_keys
 -- For the anti-join of a late pass, which asks for each new row whether it is planned.
-CREATE INDEX ON {backup} (id)
+CREATE INDEX IF NOT EXISTS {index} ON {backup} (id)

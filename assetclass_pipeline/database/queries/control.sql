@@ -1,0 +1,65 @@
+-- What people ask of a running operation, and what it tells beside its ledger.
+
+-- name: state
+-- What the holder of an operation must know every second.
+SELECT o.status, o.epoch, coalesce(c.wanted, 'run') AS wanted, coalesce(c.wanted_by, '') AS wanted_by,
+       coalesce(c.tuning, '{{}}') AS tuning, coalesce(o.stop_at <= clock_timestamp(), false)
+FROM assetclass.operation o
+LEFT JOIN assetclass.operation_control c USING (correction_id)
+WHERE o.correction_id = %(correction_id)s
+
+-- name: ask
+INSERT INTO assetclass.operation_control (correction_id, wanted, wanted_by)
+VALUES (%(correction_id)s, %(wanted)s, %(wanted_by)s)
+ON CONFLICT (correction_id) DO UPDATE
+SET wanted = excluded.wanted, wanted_by = excluded.wanted_by, wanted_at = clock_timestamp()
+
+-- name: cancel_requested
+UPDATE assetclass.operation SET status = 'cancelled', finished_at = clock_timestamp()
+WHERE correction_id = %(correction_id)s AND status = 'requested'
+
+-- name: lock_active
+-- Whoever asks something of an operation sees the state in which it is answered.
+SELECT o.status, coalesce(c.wanted, 'run'), coalesce(c.tuning, '{{}}')
+FROM assetclass.operation o
+LEFT JOIN assetclass.operation_control c USING (correction_id)
+WHERE o.correction_id = %(correction_id)s
+FOR KEY SHARE OF o
+
+-- name: tune
+INSERT INTO assetclass.operation_control (correction_id, wanted, wanted_by, tuning)
+VALUES (%(correction_id)s, 'run', %(actor)s, %(tuning)s)
+ON CONFLICT (correction_id) DO UPDATE SET tuning = excluded.tuning
+
+-- name: set_paused
+-- Nobody is in a step: no batch is cut off from its ledger row, which asks for status 'running'.
+UPDATE assetclass.operation SET status = 'paused'
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: set_running
+UPDATE assetclass.operation SET status = 'running'
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'paused'
+
+-- name: remember
+INSERT INTO assetclass.operation_event (correction_id, event, actor, details)
+VALUES (%(correction_id)s, %(event)s, %(actor)s, %(details)s)
+
+-- name: add_waits
+INSERT INTO assetclass.operation_wait AS w (correction_id, signal, seconds)
+SELECT %(correction_id)s, signal, seconds
+FROM unnest(%(signals)s::text[], %(seconds)s::double precision[]) AS waited (signal, seconds)
+ON CONFLICT (correction_id, signal) DO UPDATE SET seconds = w.seconds + excluded.seconds
+
+-- name: events
+SELECT happened_at, event, actor, details
+FROM assetclass.operation_event WHERE correction_id = %(correction_id)s
+ORDER BY id DESC LIMIT %(most)s
+
+-- name: waits
+SELECT signal, seconds FROM assetclass.operation_wait WHERE correction_id = %(correction_id)s
+ORDER BY seconds DESC
+
+-- name: quarantined
+SELECT seq, id, symbol, "timestamp", corrected_asset_class, error_code, error_message
+FROM assetclass.operation_quarantined_row WHERE correction_id = %(correction_id)s
+ORDER BY seq LIMIT %(most)s

@@ -1,0 +1,114 @@
+"""A step of an operation until it is done: through the gate, again after errors that pass.
+
+Belongs here: tries, and waiting for a server or for a lock. Does not: which errors those are
+(retry.py).
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import TypeVar
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from assetclass_pipeline.engine.gate import Gate, Stop
+from assetclass_pipeline.engine.journal import Journal
+from assetclass_pipeline.engine.retry import means_waiting, retrying, what_it_said
+from assetclass_pipeline.engine.session import Session
+from assetclass_pipeline.errors import DatabaseUnavailableError
+from assetclass_pipeline.model.options import RetryOptions
+
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 10.0
+
+Result = TypeVar("Result")
+
+
+class Attempts:
+    """Does steps of one operation, for all of its threads.
+
+    A transient error is tried again `retry.tries` times. A server that cannot be reached, and a
+    table that others lock, count no tries: that step is waited for, `patience` seconds at most, and
+    while the server is away no other step is started (a circuit breaker).
+    """
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        stop: Stop,
+        journal: Journal,
+        connect: Callable[[str], Connection[TupleRow]],
+        retry: RetryOptions,
+        patience: float,
+    ) -> None:
+        self.retry = retry
+        self._gate = gate
+        self._stop = stop
+        self._journal = journal
+        self._connect = connect
+        self._patience = patience
+
+    def do(
+        self,
+        session: Session,
+        step: Callable[[], Result],
+        *,
+        longest: float,
+        to_write: bool,
+    ) -> Result:
+        """What `step` returns; `longest` is how many seconds one try may take.
+
+        Raises the step's own error once it is not worth another try, and the cause of a stop.
+        """
+
+        def once() -> Result:
+            with self._gate.entered(to_write=to_write), session.at_work(longest):
+                return step()
+
+        since: float | None = None
+        while True:
+            try:
+                result = retrying(self.retry, self._stop)(once)
+            except Exception as error:
+                if not means_waiting(error) or self._stop.is_set():
+                    raise
+                since = since or time.monotonic()
+                if time.monotonic() - since > self._patience:
+                    raise
+                self._wait(error, since)
+            else:
+                return result
+
+    def _wait(self, error: Exception, since: float) -> None:
+        if isinstance(error, DatabaseUnavailableError):
+            self._wait_for_server(error, since)
+        else:
+            self._wait_for_lock(error, since)
+
+    def _wait_for_server(self, error: DatabaseUnavailableError, since: float) -> None:
+        pause = _FIRST_PAUSE
+        self._gate.close("server", [f"The server is away: {error}"])
+        try:
+            while not self._stop.wait(pause) and time.monotonic() - since <= self._patience:
+                try:
+                    with closing(self._connect("is it back")):
+                        break
+                except DatabaseUnavailableError:
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            self._gate.open("server")
+        seconds = time.monotonic() - since
+        self._journal.waited("server", seconds)
+        self._journal.tell("server_was_away", seconds=round(seconds, 3))
+
+    def _wait_for_lock(self, error: Exception, since: float) -> None:
+        waited = time.monotonic() - since
+        pause = min(_FIRST_PAUSE + waited / 2, _LONGEST_PAUSE)
+        self._gate.tell("lock", [f"Waits for a lock of another session: {what_it_said(error)}."])
+        try:
+            self._stop.wait(pause)
+        finally:
+            self._gate.open("lock")
+        self._journal.waited("lock", pause)

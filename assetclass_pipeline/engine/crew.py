@@ -1,0 +1,90 @@
+"""The crew: several workers on disjoint ranges, more or fewer of them as the tempo says.
+
+Belongs here: threads, turns and pauses. Does not: a batch itself (batches.py).
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from assetclass_pipeline.database.connections import transaction
+from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.batches import Worker
+from assetclass_pipeline.engine.ranges import OpenRanges
+from assetclass_pipeline.engine.work import Work, explain
+
+_LOOK_AGAIN = 0.1
+
+
+def open_ranges(work: Work) -> OpenRanges:
+    """What the ledger lacks: the whole plan, or a resume's rest."""
+    with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+        gaps = cursor.execute(
+            query("batch", "open_ranges"),
+            {"correction_id": work.holder.correction_id, "planned": work.plan.planned},
+        ).fetchall()
+    return OpenRanges(work.plan.segments, gaps)
+
+
+class Crew:
+    """Workers until the ranges are empty or the operation stops.
+
+    What went wrong is the `cause` of the holder's `stop`.
+    """
+
+    def __init__(self, work: Work, ranges: OpenRanges) -> None:
+        self._work = work
+        self._ranges = ranges
+        self._workers: list[threading.Thread] = []
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Batches in flight end before the context does, whatever ends it."""
+        try:
+            yield
+        except BaseException:
+            self._work.holder.stop.set()
+            raise
+        finally:
+            for worker in self._workers:
+                worker.join()
+
+    def goes_on(self) -> bool:
+        """Hire whom the tempo asks for; False when the last worker has ended."""
+        wanted = self._work.tempo.pacing.workers
+        while self._has_more() and len(self._workers) < wanted:
+            number = len(self._workers) + 1
+            worker = threading.Thread(target=self._run, args=(number,), name=f"worker {number}")
+            self._workers.append(worker)
+            worker.start()
+        for worker in self._workers:
+            worker.join(_LOOK_AGAIN)
+            if worker.is_alive():
+                return True
+        return self._has_more()
+
+    def _has_more(self) -> bool:
+        return not self._ranges.is_empty and not self._work.holder.stop.is_set()
+
+    def _run(self, number: int) -> None:
+        worker = Worker(self._work, number)
+        try:
+            while self._has_more():
+                if number > self._work.tempo.pacing.workers:
+                    self._work.holder.stop.wait(_LOOK_AGAIN)
+                else:
+                    self._next_batch(worker)
+        except Exception as error:  # noqa: BLE001 - a thread's error must reach the one who waits
+            self._work.holder.stop.because(explain(error, self._work))
+        finally:
+            worker.close()
+
+    def _next_batch(self, worker: Worker) -> None:
+        work = self._work
+        batch = self._ranges.take(work.tempo.pacing.batch_size)
+        if batch is None:
+            return
+        rest = work.tempo.took(batch.records, worker.correct(batch))
+        work.holder.pacing = work.tempo.pacing.model_dump(mode="json", by_alias=True)
+        if rest:
+            work.holder.stop.wait(rest)

@@ -1,0 +1,80 @@
+"""One connection of an operation: opened when it is needed, again after it was lost.
+
+Belongs here: opening, cutting and closing it. Does not: what is tried again (attempts.py).
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+
+class Session:
+    """A connection for one thread; another thread may only cut it, or end its statement."""
+
+    def __init__(self, open_connection: Callable[[], Connection[TupleRow]]) -> None:
+        self._open = open_connection
+        self._connection: Connection[TupleRow] | None = None
+        self._deadline: float | None = None
+        self._guard = threading.Lock()
+
+    @property
+    def connection(self) -> Connection[TupleRow]:
+        """The connection, opened anew after it was lost. Raises DatabaseUnavailableError."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._open()
+        return self._connection
+
+    @contextmanager
+    def at_work(self, longest: float) -> Iterator[None]:
+        """A step that must have ended after `longest` seconds, or its connection is cut."""
+        with self._guard:
+            outer = self._deadline
+            self._deadline = time.monotonic() + longest
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._deadline = outer
+
+    def cut_if_stalled(self) -> bool:
+        """Cut a connection whose step should have ended long ago; returns whether it was.
+
+        A time-out of the server does not help where its answer never arrives: something between
+        us and it may keep the socket open and forward nothing. The step sees a lost connection.
+        """
+        with self._guard:
+            connection = self._connection
+            stalled = self._deadline is not None and time.monotonic() > self._deadline
+            if not stalled or connection is None or connection.closed:
+                return False
+            self._deadline = None
+            with (
+                suppress(OSError, psycopg.Error),
+                socket.socket(fileno=_duplicate(connection)) as wire,
+            ):
+                wire.shutdown(socket.SHUT_RDWR)
+            return True
+
+    def end_statement(self) -> None:
+        """Ask the server to end the statement that runs on this connection, if any."""
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            with suppress(psycopg.Error):
+                connection.cancel_safe(timeout=5)
+
+    def close(self) -> None:
+        """Close the connection if there is one."""
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+
+
+def _duplicate(connection: Connection[TupleRow]) -> int:
+    # A descriptor of its own: closing it must not close the one that libpq uses.
+    return socket.dup(connection.fileno())

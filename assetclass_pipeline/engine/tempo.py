@@ -1,0 +1,116 @@
+"""How fast a running correction goes: what its workers measured, and what was changed live.
+
+Belongs here: the clock and the lock around `model/pacing.py`, which decides. Does not: batches.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.pacing import (
+    PROFILES,
+    Bounds,
+    Pacing,
+    Profile,
+    after_batch,
+    after_window,
+    begin,
+    contention,
+    pause_seconds,
+    restore,
+    retuned,
+    size_range,
+)
+from assetclass_pipeline.model.tuning import Tuning
+
+# Batches of so many seconds together tell what a number of workers is worth.
+WINDOW_SECONDS = 2.0
+
+
+class Tempo:
+    """Batch size, workers and pauses of one operation; its workers share it.
+
+    `tuning` is asked again before each batch: people may change it while the operation runs.
+    `stored` is the pacing that an earlier try of the operation left, as JSON.
+    """
+
+    def __init__(
+        self,
+        options: CorrectionOptions,
+        planned: int,
+        tuning: Callable[[], Tuning],
+        stored: object = None,
+    ) -> None:
+        self._options = options
+        self._start, self._cap = size_range(planned)
+        self._tuning = tuning
+        self._applied = tuning()
+        self._guard = threading.Lock()
+        self._pacing = restore(stored, self._bounds) or begin(
+            self._options.batch_size or self._start, self._bounds, self._profile
+        )
+        self._window_began: float | None = None
+        self._window_records = 0
+
+    @property
+    def pacing(self) -> Pacing:
+        """As it stands now."""
+        with self._guard:
+            self._follow_tuning()
+            return self._pacing
+
+    @property
+    def cap(self) -> int:
+        """Rows of the largest batch allowed now."""
+        return self._bounds.cap
+
+    @property
+    def _profile(self) -> Profile:
+        return PROFILES[self._applied.pace or self._options.pace]
+
+    @property
+    def _bounds(self) -> Bounds:
+        workers = self._applied.workers or self._options.workers or self._profile.workers
+        cap = self._applied.batch_size or self._options.batch_size or self._cap
+        return Bounds(cap=cap, most_workers=workers)
+
+    def _follow_tuning(self) -> None:
+        tuning = self._tuning()
+        if tuning != self._applied:
+            self._applied = tuning
+            self._pacing = retuned(self._pacing, self._bounds)
+            self._window_began = None
+
+    def took(self, records: int, seconds: float) -> float:
+        """Learn from a batch of `records` rows; returns the seconds that its worker rests now."""
+        with self._guard:
+            self._follow_tuning()
+            bounds, profile = self._bounds, self._profile
+            self._pacing = after_batch(
+                self._pacing, records=records, seconds=seconds, bounds=bounds, profile=profile
+            )
+            self._count(records)
+            return pause_seconds(seconds, profile)
+
+    def _count(self, records: int) -> None:
+        now = time.monotonic()
+        if self._window_began is None:
+            self._window_began, self._window_records = now, 0
+            return
+        self._window_records += records
+        if now - self._window_began >= WINDOW_SECONDS:
+            rate = self._window_records / (now - self._window_began)
+            self._pacing = after_window(self._pacing, records_per_second=rate, bounds=self._bounds)
+            self._window_began, self._window_records = now, 0
+
+    def was_held(self) -> None:
+        """Batches were held by the gate: this window tells nothing about the workers."""
+        with self._guard:
+            self._window_began = None
+
+    def met_contention(self) -> None:
+        """A batch met locks of others: fewer of us at once."""
+        with self._guard:
+            self._pacing = contention(self._pacing, self._bounds)
+            self._window_began = None
