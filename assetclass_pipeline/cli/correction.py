@@ -150,7 +150,7 @@ def execute(
         if run.operation is None:
             # Somebody else may have been quicker between our look and the run's claim.
             _refuse_what_cannot_run(dsn, settings, options)
-    _end(run, as_json=as_json)
+    end_run(run, as_json=as_json)
 
 
 def _refuse_what_cannot_run(dsn: str, settings: Settings, options: CorrectionOptions) -> None:
@@ -160,7 +160,7 @@ def _refuse_what_cannot_run(dsn: str, settings: Settings, options: CorrectionOpt
         refuse_while_active(connection, settings)
 
 
-def _end(run: "CorrectionRun", *, as_json: bool) -> None:
+def end_run(run: "CorrectionRun", *, as_json: bool) -> None:
     """Print the operation and what else is to be said; raise what the exit status needs."""
     operation = run.operation
     if operation is not None:

@@ -4,7 +4,6 @@ Belongs here: creating the run so that the UI knows it, executing it, and what c
 what the job does, and how its outcome is shown.
 """
 
-import getpass
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +15,15 @@ from dagster._core.utils import make_new_run_id
 from dagster_shared.error import SerializableErrorInfo
 
 from assetclass_pipeline.cli.progress import live_progress
+from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.defs.instance import open_instance, process_tags, remote_job_origin
 from assetclass_pipeline.defs.resources import correction_run_config
-from assetclass_pipeline.defs.runs import REASON_TAG, TICKET_TAG, USER_TAG
-from assetclass_pipeline.engine.operations import get_operation
+from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
+from assetclass_pipeline.defs.runs import REASON_TAG, RESUME_TAG, TICKET_TAG, USER_TAG
+from assetclass_pipeline.engine.operations import Unfinished, get_operation
 from assetclass_pipeline.errors import OperationNotFoundError
+from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings
@@ -60,19 +62,22 @@ def run_correction(
     *,
     reason: str | None = None,
     ticket: str | None = None,
+    resume: Unfinished | None = None,
 ) -> CorrectionRun:
     """Run the job over all rows and show its progress until it has ended.
 
     It is a run without partition: Dagster writes several events for each month of a range, and
-    hundreds of months take longer than the correction.
+    hundreds of months take longer than the correction. With `resume` it goes on with that
+    operation, over its months.
 
     Ctrl-C and SIGTERM end the run between two batches. Raises DatabaseUnavailableError.
     """
     with open_instance(settings, dsn) as instance:
         job = _correction_job()
-        tags = {REASON_TAG: reason, TICKET_TAG: ticket}
+        tags = {REASON_TAG: reason, TICKET_TAG: ticket, **_resuming(resume, settings)}
         run = _create_run(instance, job, options, tags)
-        with live_progress(dsn, settings, run.run_id):
+        correction_id = resume.correction_id if resume else run.run_id
+        with live_progress(dsn, settings, correction_id):
             events = _execute(instance, job, run)
         status = _status(instance, run)
     succeeded = status is dg.DagsterRunStatus.SUCCESS
@@ -82,9 +87,20 @@ def run_correction(
         succeeded=succeeded,
         cancelled=cancelled,
         failure=None if succeeded or cancelled else _failure(events),
-        operation=_operation(dsn, settings, run.run_id),
+        operation=_operation(dsn, settings, correction_id),
         checks=_checks(events),
     )
+
+
+def _resuming(resume: Unfinished | None, settings: Settings) -> dict[str, str | None]:
+    if resume is None:
+        return {}
+    months = Calendar.until_now(settings.first_month).months_in(resume.scope)
+    return {
+        RESUME_TAG: resume.correction_id,
+        RANGE_START_TAG: months[0],
+        RANGE_END_TAG: months[-1],
+    }
 
 
 def _correction_job() -> ReconstructableJob:
@@ -106,17 +122,10 @@ def _create_run(
         job.get_definition(),
         run_id=run_id,
         run_config={**correction_run_config(options), **quiet},
-        tags={USER_TAG: _user(), **said, **process_tags(run_id)},
+        tags={USER_TAG: this_user(), **said, **process_tags(run_id)},
         remote_job_origin=remote_job_origin(_JOB),
         job_code_origin=job.get_python_origin(),
     )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "cli"
 
 
 def _execute(

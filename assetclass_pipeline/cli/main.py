@@ -62,6 +62,18 @@ COMMANDS = {
     "status": _Place(
         f"{_ROOM}.correction", "status", "Show the active operation and the recent ones, or one."
     ),
+    "pause": _Place(
+        f"{_ROOM}.control", "pause", "Let the running operation stay between two batches."
+    ),
+    "resume": _Place(
+        f"{_ROOM}.control", "resume", "Let a paused operation go on; run one that was cut off."
+    ),
+    "cancel": _Place(
+        f"{_ROOM}.control", "cancel", "Stop the active operation; what is committed stays."
+    ),
+    "tune": _Place(
+        f"{_ROOM}.control", "tune", "Make the running operation go faster or slower."
+    ),
 }
 """Every command, in the order of the help page."""
 

@@ -6,6 +6,7 @@ Belongs here: reading tags and ids of a run. Does not: the operation itself.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 import dagster as dg
@@ -13,7 +14,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.defs.partitions import PARTITION_TAG, RANGE_END_TAG, RANGE_START_TAG
-from assetclass_pipeline.engine.correction import CorrectionRequest
+from assetclass_pipeline.engine.claiming import CorrectionRequest
 from assetclass_pipeline.engine.operations import operation_of_run, resume_or_new_id
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
@@ -29,6 +30,10 @@ else:
 USER_TAG = "user"
 REASON_TAG = "assetclass/reason"
 TICKET_TAG = "assetclass/ticket"
+RESUME_TAG = "assetclass/resume"
+"""correctionId of the operation that a run goes on with."""
+STOP_AT_TAG = "assetclass/stop_at"
+"""When the window of a run closes, ISO 8601 with an offset."""
 
 # A log call costs about 7 ms, and nobody reads faster.
 LOG_INTERVAL = 5.0
@@ -70,6 +75,7 @@ def request_of(
         ticket=tags.get(TICKET_TAG),
         run_id=context.run.run_id,
         retry_of=retry_of,
+        stop_at=_window_end(context.run),
     )
 
 
@@ -100,9 +106,12 @@ def describe_progress(operation: Operation) -> str:
         )
     if operation.records_per_second:
         parts.append(f"{operation.records_per_second:,.0f} rows/s")
+    if operation.pacing:
+        parts.append(f"batches of {operation.pacing.batch_size:,} x {operation.pacing.workers}")
     if operation.eta_seconds:
         parts.append(f"{operation.eta_seconds.low:.0f} to {operation.eta_seconds.high:.0f} s left")
-    return ", ".join(parts)
+    line = ", ".join(parts)
+    return f"{line}. Waits: {' '.join(operation.throttle)}" if operation.throttle else line
 
 
 def _operation_of(
@@ -110,8 +119,14 @@ def _operation_of(
 ) -> tuple[str, str | None]:
     # A parent may have worked on the operation of a run before it: ask what it did, not its name.
     parent = run.parent_run_id and operation_of_run(connection, settings, run.parent_run_id)
-    root = parent or run.root_run_id or run.run_id
+    root = parent or run.tags.get(RESUME_TAG) or run.root_run_id or run.run_id
     return resume_or_new_id(connection, settings, root, run.run_id)
+
+
+def _window_end(run: dg.DagsterRun) -> datetime | None:
+    # Re-executed by hand, it inherits the tag of a night that is over.
+    said = None if run.parent_run_id else run.tags.get(STOP_AT_TAG)
+    return datetime.fromisoformat(said) if said else None
 
 
 def _requester(tags: Mapping[str, str]) -> str:

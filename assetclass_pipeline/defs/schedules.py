@@ -3,15 +3,18 @@
 Belongs here: when a run starts and over which months. Does not: what the run does.
 """
 
+from datetime import datetime, timedelta
+
 import dagster as dg
 
 from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.defs.jobs import CORRECTION_JOB, DATA_QUALITY_JOB
 from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.defs.resources import MarketDatabase
+from assetclass_pipeline.defs.runs import RESUME_TAG, STOP_AT_TAG
 from assetclass_pipeline.engine.analysis import correctable_months
 from assetclass_pipeline.engine.claiming import refuse_while_active
-from assetclass_pipeline.engine.operations import get_operation
+from assetclass_pipeline.engine.operations import get_operation, left_by_last_window
 from assetclass_pipeline.errors import OperationInProgressError
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
@@ -32,8 +35,9 @@ def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=(
             "Corrects the months from the first to the last with correctable rows; without any, "
-            "the current month, so that reports and checks are fresh. Skips while another "
-            "operation is active."
+            "the current month, so that reports and checks are fresh. Stops when the window "
+            "closes; the next night goes on where it stopped. Skips while another operation is "
+            "active."
         ),
     )
     def nightly_correction(
@@ -46,15 +50,31 @@ def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
             except OperationInProgressError as error:
                 active = get_operation(connection, settings, error.correction_id)
                 return dg.SkipReason(_why_not(active))
-            damaged = correctable_months(connection, tables, settings)
-        current = Calendar.until_now(settings.first_month).keys[-1]
+            left = left_by_last_window(connection, settings)
+            damaged = None if left else correctable_months(connection, tables, settings)
+        calendar = Calendar.until_now(settings.first_month)
+        current = calendar.keys[-1]
         first, last = damaged or (current, current)
+        tags = {STOP_AT_TAG: window_end(context.scheduled_execution_time, settings).isoformat()}
+        if left is not None:
+            months = calendar.months_in(left.scope)
+            first, last = months[0], months[-1]
+            tags[RESUME_TAG] = left.correction_id
         return dg.RunRequest(
             run_key=f"{context.scheduled_execution_time:%Y-%m-%dT%H:%M%z}",
-            tags={RANGE_START_TAG: first, RANGE_END_TAG: last},
+            tags={RANGE_START_TAG: first, RANGE_END_TAG: last, **tags},
         )
 
     return nightly_correction
+
+
+def window_end(start: datetime, settings: Settings) -> datetime:
+    """When the window that opens at `start` closes: the next `nightly_end` in the settings' zone."""
+    local = start.astimezone(settings.zone)
+    day = local.date()
+    if settings.nightly_end <= local.time():
+        day += timedelta(days=1)
+    return datetime.combine(day, settings.nightly_end, tzinfo=settings.zone)
 
 
 def daily_data_quality_schedule(settings: Settings) -> dg.ScheduleDefinition:

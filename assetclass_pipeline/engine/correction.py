@@ -21,6 +21,7 @@ from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.engine.analysis import analyse
 from assetclass_pipeline.engine.claiming import CorrectionRequest, fenced
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
+from assetclass_pipeline.engine.courtesy import Courtesy
 from assetclass_pipeline.engine.crew import Crew, open_ranges
 from assetclass_pipeline.engine.holding import Holder, hold
 from assetclass_pipeline.engine.operations import get_operation
@@ -131,7 +132,8 @@ def plan(
     MarketTablesError, SchemaNotReadyError, CorrectionFailedError and what `Stop` carries.
     """
     with _begun(dsn, settings, request, observe, cancelled_by) as correction:
-        _plan(correction)
+        with Courtesy(correction.holder):
+            _plan(correction)
         if park:
             correction.again(lambda: correction.holder.update("park", {}))
         else:
@@ -152,11 +154,12 @@ def correct(
     A dry run ends after its plan; `market_data` is not changed. Raises what `plan` raises.
     """
     with _begun(dsn, settings, request, observe, cancelled_by) as correction:
-        state = _plan(correction)
-        after, late = None, 0
-        if not correction.options.dry_run:
-            _correct(correction, state)
-            after, late = _prove(correction, state)
+        with Courtesy(correction.holder):
+            state = _plan(correction)
+            after, late = None, 0
+            if not correction.options.dry_run:
+                _correct(correction, state)
+                after, late = _prove(correction, state)
         _end(correction, state, after, late)
         return correction.again(correction.operation)
 

@@ -1,25 +1,33 @@
-"""Operations as their readers see them, and the polite requests to a running one.
+"""Operations as their readers see them: status, history, proof.
 
-Belongs here: status, history, proof, asking to cancel. Does not: claiming and ending an operation
-(holding.py), and what it does in between.
+Belongs here: reading. Does not: claiming an operation (claiming.py), asking something of it
+(control.py), and what it does (correction.py).
 """
 
+import math
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, dict_row
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.conditions import Condition
-from assetclass_pipeline.errors import OperationNotFoundError, OperationStateError
+from assetclass_pipeline.errors import OperationNotFoundError
+from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import (
     ACTIVE,
     RESUMABLE,
     Change,
+    EtaRange,
     Operation,
     OperationError,
+    OperationEvent,
+    OperationPacing,
+    QuarantinedRow,
     OperationStatus,
     Phase,
     Proof,
@@ -30,7 +38,8 @@ from assetclass_pipeline.model.operation import (
 )
 from assetclass_pipeline.settings import Settings
 
-MOST_CHANGES = 1000
+# What stands beside an operation, and how many entries of each at most.
+_LISTS = {"changes": 1000, "events": 50, "waits": 100, "quarantined": 100}
 _NEVER_PLANNED = {SkipReason.MISMATCHED_NOT_OVERWRITTEN, SkipReason.ARRIVED_LATE}
 _NO_SUCH = "No operation has the correctionId {}. `assetclass status` lists the recent ones."
 
@@ -66,23 +75,40 @@ def operation_status(
     )
 
 
-def ask_to_cancel(
-    connection: Connection[TupleRow], settings: Settings, correction_id: str, *, by: str
-) -> Operation:
-    """Ask an active operation to stop between two batches; a requested one ends at once.
+def active_id(connection: Connection[TupleRow], settings: Settings) -> str | None:
+    """correctionId of the active operation; None when there is none."""
+    with transaction(connection, settings, read_only=True) as cursor:
+        row = cursor.execute(query("operation", "active")).fetchone()
+    return str(row[0]) if row else None
 
-    Raises OperationNotFoundError, and OperationStateError when it is not active.
-    """
-    operation = get_operation(connection, settings, correction_id)
-    if not operation.is_active:
-        raise OperationStateError(
-            f"Operation {correction_id} is {operation.status}; only an active one can be cancelled."
-        )
-    values = {"correction_id": as_uuid(correction_id), "wanted": "cancel", "wanted_by": by}
-    with transaction(connection, settings) as cursor:
-        cursor.execute(query("control", "ask"), values)
-        cursor.execute(query("control", "cancel_requested"), values)
-    return get_operation(connection, settings, correction_id)
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An operation that can go on, and the rows that it is about."""
+
+    correction_id: str
+    scope: TimeRange
+
+
+def left_by_last_window(
+    connection: Connection[TupleRow], settings: Settings
+) -> Unfinished | None:
+    """The newest correction, when its window closed (or its time was up) before it was done."""
+    with transaction(connection, settings, read_only=True) as cursor:
+        row = cursor.execute(query("operation", "left_by_window")).fetchone()
+    return Unfinished(row[0], TimeRange(row[1], row[2])) if row else None
+
+
+def scope_of(
+    connection: Connection[TupleRow], settings: Settings, correction_id: str
+) -> TimeRange:
+    """The rows that an operation is about. Raises OperationNotFoundError."""
+    key = {"correction_id": as_uuid(correction_id)}
+    with transaction(connection, settings, read_only=True) as cursor:
+        row = cursor.execute(query("operation", "plan_of"), key).fetchone()
+    if row is None:
+        raise OperationNotFoundError(_NO_SUCH.format(correction_id))
+    return TimeRange(row[2], row[3])
 
 
 def resume_or_new_id(
@@ -152,51 +178,88 @@ def _show(
         rows = cursor.execute(
             query("operation", "show", chosen=chosen.text), {**chosen.values, "most": most}
         ).fetchall()
-        for row in rows:
-            changes = cursor.execute(
-                query("operation", "changes"),
-                {"correction_id": UUID(row["correction_id"]), "most": MOST_CHANGES},
-            ).fetchall()
-            row["changes"] = [
-                Change(
-                    symbol=change["symbol"],
-                    from_=change["old_class"],
-                    to=change["new_class"],
-                    records=change["records"],
-                )
-                for change in changes
-            ]
-    return [_operation(row) for row in rows]
+        ids = [row["correction_id"] for row in rows]
+        lists = {name: _by_operation(cursor, name, ids) for name in _LISTS}
+    return [
+        _operation(row, {name: lists[name][row["correction_id"]] for name in _LISTS})
+        for row in rows
+    ]
 
 
-def _operation(row: dict[str, Any]) -> Operation:
-    planned, done = row["records_planned"], row["records_done"]
-    batches = row.pop("batches_planned") or 0
+def _by_operation(
+    cursor: Cursor[dict[str, Any]], name: str, ids: list[str]
+) -> defaultdict[str, list[dict[str, Any]]]:
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in cursor.execute(query("control", name), {"ids": ids, "most": _LISTS[name]}):
+        found[row.pop("correction_id")].append(row)
+    return found
+
+
+def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> Operation:
+    planned, done = row["records_planned"], row.pop("records_done")
     batch_seconds = row.pop("batch_seconds")
-    skipped = {reason: int(records) for reason, records in row.pop("by_reason").items()}
+    skipped = _skipped(row)
     failed = skipped.pop(SkipReason.QUARANTINED, 0)
+    phase, status = Phase(row["phase"]), Status(row["status"])
+    now = row.pop("records_now")
+    rate = now / batch_seconds if batch_seconds else None
+    running = status is Status.RUNNING and phase is Phase.CORRECTING
+    error, pacing, estimate = row.pop("error"), row.pop("pacing"), row.pop("estimate")
+    throttle = row.pop("throttle") or []
+    batches_total = _batches_total(row, done, pacing)
+    return Operation(
+        **row,
+        records_skipped=sum(skipped.values()),
+        records_failed=failed,
+        skipped_by_reason=skipped,
+        batches_total=batches_total,
+        progress_percent=progress_percent(done, planned, phase),
+        records_per_second=rate,
+        eta_seconds=remaining_seconds((planned or 0) - done, rate) if running else None,
+        throttle=throttle if status in ACTIVE else [],
+        changes=[_change(change) for change in lists["changes"]],
+        waits={wait["signal"]: wait["seconds"] for wait in lists["waits"]},
+        quarantined=[QuarantinedRow.model_validate(entry) for entry in lists["quarantined"]],
+        events=[OperationEvent.model_validate(entry) for entry in lists["events"]],
+        pacing=_pacing(pacing),
+        estimated_seconds=EtaRange.model_validate(estimate) if estimate else None,
+        error=OperationError.model_validate(error) if error else None,
+    )
+
+
+def _skipped(row: dict[str, Any]) -> dict[str, int]:
+    skipped = {reason: int(records) for reason, records in row.pop("by_reason").items()}
     for reason, column in (
         (SkipReason.MISMATCHED_NOT_OVERWRITTEN, "mismatched_left"),
         (SkipReason.ARRIVED_LATE, "late_left"),
     ):
         if records := row.pop(column):
             skipped[reason.value] = records
-    phase, status = Phase(row["phase"]), Status(row["status"])
-    now = row.pop("records_now")
-    rate = now / batch_seconds if batch_seconds else None
-    running = status is Status.RUNNING and phase is Phase.CORRECTING
-    error = row.pop("error")
-    del row["records_done"]
-    return Operation(
-        **row,
-        records_skipped=sum(skipped.values()),
-        records_failed=failed,
-        skipped_by_reason=skipped,
-        # Rows that came late are batches of their own, which may be more than their number asks.
-        batches_total=None if planned is None else max(batches, row["batches_done"]),
-        progress_percent=progress_percent(done, planned, phase),
-        records_per_second=rate,
-        eta_seconds=remaining_seconds((planned or 0) - done, rate) if running else None,
-        throttle=[],
-        error=OperationError.model_validate(error) if error else None,
+    return skipped
+
+
+def _batches_total(row: dict[str, Any], done: int, pacing: dict[str, Any] | None) -> int | None:
+    """Exact before the first batch; then the rest is counted in batches of the present size."""
+    planned, first_size = row["records_planned"], row.pop("first_batch_size")
+    from_plan, batches_done = row.pop("batches_planned") or 0, row["batches_done"]
+    if planned is None:
+        return None
+    if not batches_done:
+        return int(from_plan)
+    size = (pacing or {}).get("batchSize") or first_size or 1
+    return batches_done + math.ceil(max(0, planned - done) / size)
+
+
+def _pacing(stored: dict[str, Any] | None) -> OperationPacing | None:
+    if not stored:
+        return None
+    return OperationPacing(batch_size=stored["batchSize"], workers=stored["workers"])
+
+
+def _change(row: dict[str, Any]) -> Change:
+    return Change(
+        symbol=row["symbol"],
+        from_=row["old_class"],
+        to=row["new_class"],
+        records=row["records"],
     )

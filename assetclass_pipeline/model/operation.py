@@ -92,8 +92,39 @@ class OperationError(WireModel):
     message: str
 
 
+class OperationPacing(WireModel):
+    """How fast a running operation goes: rows of its next batch, connections that write."""
+
+    batch_size: int
+    workers: int
+
+
+class OperationEvent(WireModel):
+    """What somebody asked of an operation, or what it met."""
+
+    happened_at: Moment
+    event: str
+    actor: str
+    details: dict[str, Any]
+
+
+class QuarantinedRow(WireModel):
+    """A row that the database refused to change, and what it said."""
+
+    id: str | None
+    symbol: str | None
+    timestamp: str | None
+    corrected_asset_class: str
+    error_code: str
+    error_message: str
+
+
 class Operation(WireModel):
-    """One correction or rollback as every surface shows it."""
+    """One correction or rollback as every surface shows it.
+
+    `throttle` says why no batch is started now; `waits` how many seconds each signal held it;
+    `quarantined` and `events` hold the first and the newest ones.
+    """
 
     correction_id: str
     kind: Kind
@@ -128,6 +159,15 @@ class Operation(WireModel):
     rollback_of: str | None
     rolled_back_by: str | None
     retry_of: str | None
+    pacing: OperationPacing | None
+    waits: dict[str, Seconds]
+    quarantined: list[QuarantinedRow]
+    events: list[OperationEvent]
+    preflight: dict[str, Any] | None
+    estimated_seconds: EtaRange | None
+    estimate_error_percent: float | None
+    reference_hash: str | None
+    window_ends_at: Moment | None
 
     @property
     def is_active(self) -> bool:

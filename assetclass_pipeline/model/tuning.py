@@ -1,6 +1,7 @@
 """What may be changed while an operation runs: one model for every surface.
 
-Belongs here: fields and their limits. Does not: throttle limits, which the throttle knows.
+Belongs here: fields and their limits. Does not: the throttle's limits, which model/throttle.py
+knows.
 """
 
 from pydantic import Field
@@ -18,9 +19,3 @@ class Tuning(WireModel):
     throttle: dict[str, object] | None = Field(
         None, description="limits of the throttle by name; null switches a signal off"
     )
-
-    def over(self, earlier: "Tuning") -> "Tuning":
-        """`earlier`, with what is said here in place of it."""
-        said = self.model_dump(exclude_none=True, exclude={"throttle"})
-        limits = {**(earlier.throttle or {}), **(self.throttle or {})} or None
-        return earlier.model_copy(update={**said, "throttle": limits})

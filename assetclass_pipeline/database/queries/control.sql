@@ -18,18 +18,19 @@ SET wanted = excluded.wanted, wanted_by = excluded.wanted_by, wanted_at = clock_
 UPDATE assetclass.operation SET status = 'cancelled', finished_at = clock_timestamp()
 WHERE correction_id = %(correction_id)s AND status = 'requested'
 
--- name: lock_active
--- Whoever asks something of an operation sees the state in which it is answered.
-SELECT o.status, coalesce(c.wanted, 'run'), coalesce(c.tuning, '{{}}')
-FROM assetclass.operation o
-LEFT JOIN assetclass.operation_control c USING (correction_id)
-WHERE o.correction_id = %(correction_id)s
-FOR KEY SHARE OF o
+-- name: wanted
+SELECT coalesce((SELECT wanted FROM assetclass.operation_control
+                 WHERE correction_id = %(correction_id)s), 'run')
 
 -- name: tune
-INSERT INTO assetclass.operation_control (correction_id, wanted, wanted_by, tuning)
+-- Merged here, so that of two people who change different things at once neither is lost.
+INSERT INTO assetclass.operation_control AS c (correction_id, wanted, wanted_by, tuning)
 VALUES (%(correction_id)s, 'run', %(actor)s, %(tuning)s)
-ON CONFLICT (correction_id) DO UPDATE SET tuning = excluded.tuning
+ON CONFLICT (correction_id) DO UPDATE
+SET tuning = c.tuning || excluded.tuning
+             || jsonb_build_object('throttle', coalesce(c.tuning -> 'throttle', '{{}}')
+                                               || coalesce(excluded.tuning -> 'throttle', '{{}}'))
+RETURNING tuning
 
 -- name: set_paused
 -- Nobody is in a step: no batch is cut off from its ledger row, which asks for status 'running'.
@@ -50,16 +51,27 @@ SELECT %(correction_id)s, signal, seconds
 FROM unnest(%(signals)s::text[], %(seconds)s::double precision[]) AS waited (signal, seconds)
 ON CONFLICT (correction_id, signal) DO UPDATE SET seconds = w.seconds + excluded.seconds
 
+-- name: changes
+SELECT chosen.id::text AS correction_id, c.*
+FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
+    SELECT symbol, old_class, new_class, records FROM assetclass.operation_change
+    WHERE correction_id = chosen.id
+    ORDER BY records DESC, symbol, old_class, new_class LIMIT %(most)s) c
+
 -- name: events
-SELECT happened_at, event, actor, details
-FROM assetclass.operation_event WHERE correction_id = %(correction_id)s
-ORDER BY id DESC LIMIT %(most)s
+SELECT chosen.id::text AS correction_id, e.*
+FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
+    SELECT happened_at, event, actor, details FROM assetclass.operation_event
+    WHERE correction_id = chosen.id ORDER BY id DESC LIMIT %(most)s) e
 
 -- name: waits
-SELECT signal, seconds FROM assetclass.operation_wait WHERE correction_id = %(correction_id)s
+SELECT correction_id::text AS correction_id, signal, seconds FROM assetclass.operation_wait
+WHERE correction_id = ANY (%(ids)s::uuid[])
 ORDER BY seconds DESC
 
 -- name: quarantined
-SELECT seq, id, symbol, "timestamp", corrected_asset_class, error_code, error_message
-FROM assetclass.operation_quarantined_row WHERE correction_id = %(correction_id)s
-ORDER BY seq LIMIT %(most)s
+SELECT chosen.id::text AS correction_id, q.*
+FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
+    SELECT id, symbol, "timestamp", corrected_asset_class, error_code, error_message
+    FROM assetclass.operation_quarantined_row
+    WHERE correction_id = chosen.id ORDER BY seq LIMIT %(most)s) q

@@ -129,12 +129,15 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
            AS duration_seconds,
        ledger.records_corrected, ledger.batches_done, ledger.records_done,
        ledger.batch_seconds, ledger.records_now, skipped.by_reason,
+       h.pacing, h.throttle, o.preflight, o.estimate, o.estimate_error_percent, o.reference_hash,
+       o.stop_at AS window_ends_at, (o.plan ->> 'batch_size')::bigint AS first_batch_size,
        -- A batch never spans two leaves, so each of them ends with a shorter one.
        (SELECT sum(ceil((segment.last_seq - segment.first_seq + 1)::numeric
                         / (o.plan ->> 'batch_size')::bigint))::bigint
         FROM jsonb_to_recordset(o.plan -> 'segments') segment (first_seq bigint, last_seq bigint)
        ) AS batches_planned
 FROM assetclass.operation o
+LEFT JOIN assetclass.operation_heartbeat h USING (correction_id)
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(b.records_corrected), 0)::bigint AS records_corrected,
            count(*) FILTER (WHERE b.pass = 0) AS batches_done,
@@ -168,12 +171,6 @@ o.status NOT IN ('requested', 'running', 'paused') AND NOT o.dry_run
 
 -- name: that_ended
 o.status NOT IN ('requested', 'running', 'paused')
-
--- name: changes
-SELECT symbol, old_class, new_class, records
-FROM assetclass.operation_change WHERE correction_id = %(correction_id)s
-ORDER BY records DESC, symbol, old_class, new_class
-LIMIT %(most)s
 
 -- name: recent_rate
 -- Median rows per second of the last corrections, for estimates.
@@ -212,3 +209,10 @@ ORDER BY requested_at DESC LIMIT 1
 -- name: scanned_pages
 SELECT coalesce((plan #>> ARRAY['scanned', %(leaf)s])::integer, 0)
 FROM assetclass.operation WHERE correction_id = %(correction_id)s
+
+-- name: left_by_window
+-- Only the newest correction: what an older one left, a newer one has looked at.
+SELECT correction_id::text, range_start, range_end
+FROM (SELECT * FROM assetclass.operation WHERE kind = 'correction' AND NOT dry_run
+      ORDER BY requested_at DESC LIMIT 1) newest
+WHERE status = 'timed_out' AND stop_at IS NOT NULL AND plan IS NOT NULL
