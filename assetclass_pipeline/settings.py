@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from assetclass_pipeline.errors import InvalidSettingsError
 from assetclass_pipeline.model.options import RetryOptions
 from assetclass_pipeline.model.quality import Thresholds
+from assetclass_pipeline.model.throttle import ThrottleLimits
 
 
 def _known_zone(name: str) -> str:
@@ -77,7 +78,7 @@ class Settings(BaseSettings):
         date(1999, 1, 1), description="first monthly partition; older rows belong to it too"
     )
     time_zone: Annotated[str, AfterValidator(_known_zone)] = Field(
-        "UTC", description="zone of the schedules"
+        "UTC", description="zone of the schedules and of the throttle's window"
     )
     nightly_start: time = time(2, 0)
     nightly_end: time = time(6, 0)
@@ -91,6 +92,10 @@ class Settings(BaseSettings):
     thresholds: Thresholds = Thresholds()
     session: SessionLimits = SessionLimits()
     retry: RetryOptions = Field(RetryOptions(), description="defaults of the option `retry`")
+    throttle: ThrottleLimits = Field(
+        ThrottleLimits(),
+        description="when an operation waits between two batches; its window is in `time_zone`",
+    )
     heartbeat_interval: float = Field(5, gt=0, description="seconds between two heartbeats")
     heartbeat_stale_after: float = Field(
         60, gt=0, description="seconds without heartbeat after which an operation is interrupted"
