@@ -3,7 +3,7 @@
 Belongs here: creating, filling and reading the two tables. Does not: expectations about them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,6 +103,7 @@ class Market:
     remote_dsn: str | None = None
     session: SessionLimits = field(default_factory=SessionLimits)
     patience: float = 30
+    throttle: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
     def settings(self) -> Settings:
@@ -116,6 +117,7 @@ class Market:
             heartbeat_interval=0.5,
             heartbeat_stale_after=2,
             patience=self.patience,
+            throttle={"free_disk_bytes": None, "poll_seconds": 0.1, **self.throttle},
             retry={"tries": 3, "first_wait": 0.05, "longest_wait": 0.2},
             session=self.session,
         )

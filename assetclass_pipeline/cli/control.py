@@ -113,15 +113,11 @@ def tune(
     """Make a running operation go faster or slower; who asked is recorded."""
     limits = dict(_limit(said) for said in throttle or [])
     try:
-        changes = Tuning(
-            batch_size=batch_size, workers=workers, pace=pace, throttle=limits or None
-        )
+        changes = Tuning(batch_size=batch_size, workers=workers, pace=pace, throttle=limits or None)
     except ValidationError as error:
         raise InvalidOptionsError(describe_problems(error)) from None
 
-    def ask(
-        connection: _Connection, settings: Settings, named: str, *, by: str
-    ) -> Operation:
+    def ask(connection: _Connection, settings: Settings, named: str, *, by: str) -> Operation:
         return tune_operation(connection, settings, named, changes, by=by)
 
     _ask(ask, correction_id, "Its next batch goes by that.", as_json=as_json)

@@ -18,8 +18,8 @@ from assetclass_pipeline.cli.progress import live_progress
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.defs.instance import open_instance, process_tags, remote_job_origin
-from assetclass_pipeline.defs.resources import correction_run_config
 from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
+from assetclass_pipeline.defs.resources import correction_run_config
 from assetclass_pipeline.defs.runs import REASON_TAG, RESUME_TAG, TICKET_TAG, USER_TAG
 from assetclass_pipeline.engine.operations import Unfinished, get_operation
 from assetclass_pipeline.errors import OperationNotFoundError

@@ -71,9 +71,7 @@ COMMANDS = {
     "cancel": _Place(
         f"{_ROOM}.control", "cancel", "Stop the active operation; what is committed stays."
     ),
-    "tune": _Place(
-        f"{_ROOM}.control", "tune", "Make the running operation go faster or slower."
-    ),
+    "tune": _Place(f"{_ROOM}.control", "tune", "Make the running operation go faster or slower."),
 }
 """Every command, in the order of the help page."""
 

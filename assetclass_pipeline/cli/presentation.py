@@ -261,6 +261,31 @@ def show_operation(console: Console, operation: "Operation") -> None:
         console.print(section("Error", Text(f"{operation.error.message} ({operation.error.code})")))
     if operation.changes:
         console.print(section("Changes", changes_table(operation)))
+    if operation.quarantined:
+        console.print(section("Refused by the database", quarantine_table(operation)))
+    if operation.events:
+        console.print(section("Events, newest first", events_table(operation)))
+
+
+def quarantine_table(operation: "Operation") -> Table:
+    """Rows that the database refused to change, and what it said."""
+    made = table("id", "symbol", "timestamp", "should become", "because")
+    for row in operation.quarantined[:_MOST_SAMPLES]:
+        cells = (Text(row.id or "NULL"), Text(row.symbol or "NULL"), Text(row.timestamp or "NULL"))
+        made.add_row(*cells, class_name(row.corrected_asset_class), Text(row.error_message))
+    if operation.records_failed > _MOST_SAMPLES:
+        made.add_row(Text(f"and {count(operation.records_failed - _MOST_SAMPLES)} more", "dim"))
+    return made
+
+
+def events_table(operation: "Operation") -> Table:
+    """What was asked of the operation, and what it met."""
+    made = table("when (UTC)", "what", "who", "details")
+    for event in operation.events[:_MOST_CHANGES]:
+        when = (_moment(event.happened_at) or "-").removesuffix(" UTC")
+        details = ", ".join(f"{name} {value}" for name, value in event.details.items())
+        made.add_row(when, Text(event.event.replace("_", " ")), Text(event.actor), Text(details))
+    return made
 
 
 def status_text(status: str) -> Text:
@@ -309,9 +334,24 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
         "retry of": operation.retry_of,
         "rollback of": operation.rollback_of,
         "rolled back by": operation.rolled_back_by,
-        "waiting for": ", ".join(operation.throttle) or None,
+        "batches of": _pacing_line(operation),
+        "waits": " ".join(operation.throttle) or None,
+        "waited": _waits_line(operation),
+        "window ends": _moment(operation.window_ends_at) if operation.is_active else None,
     }
     return facts | {name: Text(value) for name, value in optional.items() if value}
+
+
+def _pacing_line(operation: "Operation") -> str | None:
+    if operation.pacing is None or not operation.is_active:
+        return None
+    workers = operation.pacing.workers
+    return f"{count(operation.pacing.batch_size)} rows, {workers} at once"
+
+
+def _waits_line(operation: "Operation") -> str | None:
+    waits = (f"{duration(seconds)} for {name}" for name, seconds in operation.waits.items())
+    return ", ".join(waits).replace("_", " ") or None
 
 
 def _rows_line(operation: "Operation") -> str:

@@ -69,7 +69,7 @@ def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
 
 
 def window_end(start: datetime, settings: Settings) -> datetime:
-    """When the window that opens at `start` closes: the next `nightly_end` in the settings' zone."""
+    """When the window that opens at `start` closes: the next `nightly_end` in its zone."""
     local = start.astimezone(settings.zone)
     day = local.date()
     if settings.nightly_end <= local.time():

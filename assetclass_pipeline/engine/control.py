@@ -13,7 +13,11 @@ from psycopg.types.json import Jsonb
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.operations import active_id, as_uuid, get_operation
-from assetclass_pipeline.errors import InvalidOptionsError, OperationNotFoundError, OperationStateError
+from assetclass_pipeline.errors import (
+    InvalidOptionsError,
+    OperationNotFoundError,
+    OperationStateError,
+)
 from assetclass_pipeline.model.operation import Operation, Status
 from assetclass_pipeline.model.throttle import with_changes
 from assetclass_pipeline.model.tuning import Tuning
@@ -98,7 +102,9 @@ def tune(
     """
     said = changes.model_dump(mode="json", by_alias=True, exclude_none=True)
     if not said:
-        raise InvalidOptionsError("Say what to change: batch size, workers, pace or a throttle limit.")
+        raise InvalidOptionsError(
+            "Say what to change: batch size, workers, pace or a throttle limit."
+        )
     with_changes(settings.throttle, changes.throttle or {})
     operation = _active(connection, settings, correction_id, "tuned")
     values = {**_key(operation), "actor": by, "tuning": Jsonb(said)}
@@ -130,9 +136,7 @@ def _wish(cursor: Cursor[TupleRow], operation: Operation) -> str:
 
 
 def _ask(cursor: Cursor[TupleRow], operation: Operation, wanted: Wish, by: str) -> None:
-    cursor.execute(
-        query("control", "ask"), {**_key(operation), "wanted": wanted, "wanted_by": by}
-    )
+    cursor.execute(query("control", "ask"), {**_key(operation), "wanted": wanted, "wanted_by": by})
     event = {"run": "resume_requested", "pause": "pause_requested", "cancel": "cancel_requested"}
     _remember(cursor, operation, event[wanted], by, {})
 

@@ -27,10 +27,10 @@ from assetclass_pipeline.model.operation import (
     OperationError,
     OperationEvent,
     OperationPacing,
-    QuarantinedRow,
     OperationStatus,
     Phase,
     Proof,
+    QuarantinedRow,
     SkipReason,
     Status,
     progress_percent,
@@ -90,18 +90,14 @@ class Unfinished:
     scope: TimeRange
 
 
-def left_by_last_window(
-    connection: Connection[TupleRow], settings: Settings
-) -> Unfinished | None:
+def left_by_last_window(connection: Connection[TupleRow], settings: Settings) -> Unfinished | None:
     """The newest correction, when its window closed (or its time was up) before it was done."""
     with transaction(connection, settings, read_only=True) as cursor:
         row = cursor.execute(query("operation", "left_by_window")).fetchone()
     return Unfinished(row[0], TimeRange(row[1], row[2])) if row else None
 
 
-def scope_of(
-    connection: Connection[TupleRow], settings: Settings, correction_id: str
-) -> TimeRange:
+def scope_of(connection: Connection[TupleRow], settings: Settings, correction_id: str) -> TimeRange:
     """The rows that an operation is about. Raises OperationNotFoundError."""
     key = {"correction_id": as_uuid(correction_id)}
     with transaction(connection, settings, read_only=True) as cursor:
@@ -241,13 +237,14 @@ def _skipped(row: dict[str, Any]) -> dict[str, int]:
 def _batches_total(row: dict[str, Any], done: int, pacing: dict[str, Any] | None) -> int | None:
     """Exact before the first batch; then the rest is counted in batches of the present size."""
     planned, first_size = row["records_planned"], row.pop("first_batch_size")
-    from_plan, batches_done = row.pop("batches_planned") or 0, row["batches_done"]
+    from_plan, batches_done = int(row.pop("batches_planned") or 0), int(row["batches_done"])
     if planned is None:
         return None
     if not batches_done:
-        return int(from_plan)
-    size = (pacing or {}).get("batchSize") or first_size or 1
-    return batches_done + math.ceil(max(0, planned - done) / size)
+        return from_plan
+    size = int((pacing or {}).get("batchSize") or first_size or 1)
+    rest: int = max(0, planned - done)
+    return batches_done + math.ceil(rest / size)
 
 
 def _pacing(stored: dict[str, Any] | None) -> OperationPacing | None:

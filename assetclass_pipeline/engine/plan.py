@@ -108,8 +108,9 @@ class PlanScan:
 def load_plan(holder: Holder) -> PlanState | None:
     """The plan that the operation has so far.
 
-    A crash of the server empties an unlogged plan: one that no batch has used yet is made anew.
-    Raises CorrectionFailedError when some rows were corrected from it.
+    A crash of the server empties an unlogged plan, and somebody may drop a backup table: a plan
+    that no batch has used yet is made anew. Raises CorrectionFailedError when some rows were
+    corrected from it.
     """
     by_key = {"correction_id": holder.correction_id}
     with transaction(holder.connection, holder.settings) as cursor:
@@ -117,18 +118,26 @@ def load_plan(holder: Holder) -> PlanState | None:
         state = PlanState.model_validate(row[0]) if row and row[0] else None
         if state is None or not state.planned:
             return state
-        kept = cursor.execute(query("plan", "has_rows", backup=state.identifier)).fetchone()
-        if kept is not None and kept[0]:
+        if _has_rows(cursor, state):
             return state
         used = cursor.execute(query("operation", "covered_seqs"), by_key).fetchone()
         if used is not None and used[0]:
             raise CorrectionFailedError(
-                f"The plan of operation {holder.correction_id} was lost when the server crashed "
-                "(without a backup it is unlogged). What was corrected stays corrected; start a "
-                "new correction for the rest."
+                f"The plan of operation {holder.correction_id} was lost: its table was dropped or, "
+                "unlogged for want of a backup, emptied when the server crashed. What was "
+                "corrected stays corrected; start a new correction for the rest."
             )
         drop_plan(cursor, state)
     return None
+
+
+def _has_rows(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> bool:
+    names = {"schema": state.schema_name, "table": state.table_name}
+    exists = cursor.execute(query("plan", "table_exists"), names).fetchone()
+    if exists is None or not exists[0]:
+        return False
+    kept = cursor.execute(query("plan", "has_rows", backup=state.identifier)).fetchone()
+    return kept is not None and bool(kept[0])
 
 
 def make_plan(scan: PlanScan, state: PlanState | None) -> PlanState:

@@ -11,12 +11,9 @@ from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.analysis import any_correctable
+from assetclass_pipeline.engine.control import ask_to_cancel
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
-from assetclass_pipeline.engine.operations import (
-    ask_to_cancel,
-    operation_status,
-    resume_or_new_id,
-)
+from assetclass_pipeline.engine.operations import operation_status, resume_or_new_id
 from assetclass_pipeline.errors import (
     CorrectionFailedError,
     OperationCancelledError,
