@@ -2,7 +2,7 @@
 
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -88,6 +88,12 @@ class Settings(BaseSettings):
         None, description="DSN of Dagster's storage; unset: dagster_database beside the data"
     )
     webserver_port: int = Field(3000, ge=1, le=65535)
+
+    backup_in_publication: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="where a publication would carry new backup tables: refuse the correction, or "
+        "allow it because subscribers get the table first",
+    )
 
     thresholds: Thresholds = Thresholds()
     session: SessionLimits = SessionLimits()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from assetclass_pipeline.model.operation import Operation, OperationStatus
+    from assetclass_pipeline.model.preflight import Preflight
     from assetclass_pipeline.model.preview import Preview
     from assetclass_pipeline.model.quality import IntegrityReport, SymbolCount
     from assetclass_pipeline.model.validation import Validation
@@ -42,6 +43,12 @@ _COLOURS = {
     "paused": "yellow",
     "interrupted": "yellow",
     "cancelled": "yellow",
+}
+
+_SEVERITIES = {
+    "refuse": ("refused", "bold red"),
+    "warn": ("careful", "yellow"),
+    "info": ("note", "dim"),
 }
 
 
@@ -227,6 +234,27 @@ def show_preview(console: Console, preview: "Preview") -> None:
         console.print(section("For example", made))
     if preview.risks:
         console.print(section("Mind", bullets(preview.risks)))
+    if preview.records:
+        show_preflight(console, preview.preflight)
+
+
+def show_preflight(console: Console, preflight: "Preflight") -> None:
+    """What a correction would meet, the gravest first; then the batch that was rehearsed."""
+    lines = [
+        Text.assemble((f"{_SEVERITIES[finding.severity][0]}: ", _SEVERITIES[finding.severity][1]))
+        + Text(finding.message)
+        for finding in preflight.findings
+    ]
+    if (rehearsal := preflight.rehearsal) is not None:
+        lines.append(
+            Text(
+                f"A batch of {count(rehearsal.records)} rows was rehearsed in "
+                f"{rehearsal.seconds * 1000:,.0f} ms and rolled back."
+            )
+        )
+    if lines:
+        title = "Preflight: a correction is refused" if preflight.refusals else "Preflight"
+        console.print(section(title, bullets(lines)))
     console.print(Text("Nothing was changed. `assetclass execute` with the same options does it."))
 
 

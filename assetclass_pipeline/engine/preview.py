@@ -1,5 +1,7 @@
 """A preview: exactly which rows a correction would change, and roughly how long it would take."""
 
+import time
+
 from psycopg import Connection
 from psycopg.rows import TupleRow, dict_row
 
@@ -8,6 +10,7 @@ from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
 from assetclass_pipeline.engine.estimation import estimate_seconds, recent_rate
+from assetclass_pipeline.engine.preflight import preflight
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import Change
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -29,7 +32,8 @@ def preview(
 ) -> Preview:
     """What a correction with `options` would change in `scope`, counted in one snapshot.
 
-    With `maxRecordsToProcess` the number of rows is capped, the breakdown shows all of them.
+    With `maxRecordsToProcess` the number of rows is capped, the breakdown shows all of them. The
+    preflight rehearses a batch and rolls it back where this role and server let it.
     """
     rows = correctable_rows(tables, options, scope, columns="sample_columns")
     values = {**rows.values, "blanks": blanks_of(connection), "most": MOST_SAMPLES}
@@ -38,9 +42,11 @@ def preview(
         connection.cursor(row_factory=dict_row) as cursor,
     ):
         rate = recent_rate(plain)
+        started = time.monotonic()
         counted = cursor.execute(
             query("plan", "count_changes", correctable_rows=rows.text), values
         ).fetchall()
+        scan_seconds = time.monotonic() - started
         sampled = cursor.execute(
             query("plan", "sample_rows", correctable_rows=rows.text), values
         ).fetchall()
@@ -56,12 +62,24 @@ def preview(
     found = sum(change.records for change in symbols)
     records = min(found, options.max_records_to_process or found)
     batch_size = options.batch_size or size_range(records)[0]
+    changes = _by_class(symbols)
+    checked = preflight(
+        connection,
+        tables,
+        settings,
+        options,
+        new_classes=_rows_by_new_class(changes),
+        records=records,
+        scope=scope,
+        history_rate=rate,
+        scan_seconds=scan_seconds,
+    )
     return Preview(
         records=records,
         batches=-(-records // batch_size),
         batch_size=batch_size,
         workers=options.worker_count,
-        estimated_seconds=estimate_seconds(records, rate),
+        estimated_seconds=checked.estimated_seconds or estimate_seconds(records, rate),
         samples=[
             PreviewSample(
                 id=row["id"],
@@ -72,9 +90,10 @@ def preview(
             )
             for row in sampled
         ],
-        changes=_by_class(symbols),
+        changes=changes,
         symbols=symbols[:MOST_SYMBOLS],
         risks=_risks(options, symbols, found),
+        preflight=checked,
     )
 
 
@@ -85,6 +104,13 @@ def _by_class(symbols: list[Change]) -> list[ClassChange]:
         sums[pair] = sums.get(pair, 0) + change.records
     ranked = sorted(sums.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1]))
     return [ClassChange(from_=before, to=after, records=n) for (before, after), n in ranked]
+
+
+def _rows_by_new_class(changes: list[ClassChange]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for change in changes:
+        sums[change.to] = sums.get(change.to, 0) + change.records
+    return sums
 
 
 def _risks(options: CorrectionOptions, symbols: list[Change], found: int) -> list[str]:

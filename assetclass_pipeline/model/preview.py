@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from assetclass_pipeline.model.operation import Change
+from assetclass_pipeline.model.preflight import Preflight
 from assetclass_pipeline.model.quality import SecondsRange
 from assetclass_pipeline.model.wire import WireModel
 
@@ -39,3 +40,4 @@ class Preview(WireModel):
     changes: list[ClassChange]
     symbols: list[Change]
     risks: list[str]
+    preflight: Preflight

@@ -303,7 +303,7 @@ class TestPacing:
         plan_now(market.fill(3000), request)
         market.execute(
             "UPDATE assetclass.operation_heartbeat SET pacing = "
-            '\'{"batchSize": 123, "workers": 1, "secondsPerRow": null}\''
+            '\'{{"batchSize": 123, "workers": 1, "secondsPerRow": null}}\''
         )
         correct_now(market, request)
         assert market.value(_FIRST_BATCH, _LEDGER) == 123
