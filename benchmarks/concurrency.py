@@ -14,7 +14,7 @@ import psycopg
 from assetclass_pipeline.model.operation import Phase
 from assetclass_pipeline.model.options import CorrectionOptions, Pace
 from benchmarks.bench import Bench
-from benchmarks.contest import PhaseClock, correct_all
+from benchmarks.contest import PhaseClock, Span, correct_all
 from benchmarks.measures import Findings, Measure, grid, milliseconds
 from benchmarks.respect import require_respect
 from benchmarks.writers import Commit, Load, writers
@@ -42,7 +42,7 @@ class Windows:
     after: float = 1.0
 
 
-BRIEF = Windows(warm_up=1.0, alone=1.0)
+BRIEF = Windows(warm_up=0.5, alone=1.0, after=0.5)
 _READ_ALL = "SELECT count(*), sum(close) FROM market_data"
 
 
@@ -57,21 +57,29 @@ class Latencies:
 
     @classmethod
     def of(cls, commits: Iterable[Commit], begin: float, end: float) -> "Latencies":
-        """Of the transactions that were due in [begin, end)."""
+        """Of the transactions that were due in [begin, end).
+
+        Raises RuntimeError when there was none.
+        """
         taken = sorted(commit.latency for commit in commits if begin <= commit.due < end)
         if not taken:
-            raise RuntimeError("No writer was at work: the correction was over at once.")
+            raise RuntimeError("No writer was at work: the correction was over at once. More rows!")
         return cls(len(taken), percentile(taken, 50), percentile(taken, 99), taken[-1])
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Writers before and during one correction, and in its batches only; rows/s of these."""
+    """Writers before and during one correction, and in each of its phases; rows/s of batches."""
 
     alone: Latencies
     during: Latencies
-    in_batches: Latencies
+    by_phase: dict[Phase, Latencies]
     rows_per_second: float
+
+    @property
+    def in_batches(self) -> Latencies:
+        """While batches ran."""
+        return self.by_phase[Phase.CORRECTING]
 
 
 def percentile(taken: list[float], percent: int) -> float:
@@ -85,9 +93,12 @@ def measure(bench: Bench) -> Findings:
     rows, windows = bench.size(ROWS), BRIEF if bench.quick else Windows()
     for pace in MOST_TIMES:
         found = observe(bench, rows, CorrectionOptions(pace=pace), windows)
+        phases = ", ".join(
+            f"{phase} {milliseconds(latencies.p99)}" for phase, latencies in found.by_phase.items()
+        )
         bench.progress(
             f"{rows:,} rows, writers under {pace}: alone {_shown(found.alone)}, during the "
-            f"correction {_shown(found.during)}; nothing lost or overwritten"
+            f"correction {_shown(found.during)}; p99 {phases}; nothing lost or overwritten"
         )
         measures += _measures(pace, rows, found)
     return Findings(measures, [_table(bench, rows)])
@@ -112,13 +123,22 @@ def observe(bench: Bench, rows: int, options: CorrectionOptions, windows: Window
             time.sleep(windows.after)
             report = writing.stop()
         require_respect(dsn, bench.databases.url(template), report, operation)
-    batches = next(span for span in clock.spans if span.phase is Phase.CORRECTING)
     return Observed(
         Latencies.of(report.commits, begin, middle),
         Latencies.of(report.commits, middle, end),
-        Latencies.of(report.commits, batches.begin, batches.end),
-        operation.records_corrected / (batches.end - batches.begin),
+        _by_phase(report.commits, clock.spans),
+        operation.records_corrected / clock.seconds()[Phase.CORRECTING],
     )
+
+
+def _by_phase(commits: list[Commit], spans: list[Span]) -> dict[Phase, Latencies]:
+    """Phases in which any transaction was due; the first of each, later ones are for late rows."""
+    found: dict[Phase, Latencies] = {}
+    for span in spans:
+        due = [commit for commit in commits if span.begin <= commit.due < span.end]
+        if due and span.phase not in found:
+            found[span.phase] = Latencies.of(due, span.begin, span.end)
+    return found
 
 
 def _measures(pace: Pace, rows: int, found: Observed) -> list[Measure]:
@@ -152,17 +172,19 @@ def _table(bench: Bench, rows: int) -> str:
         found = observe(bench, rows, options, BRIEF)
         latencies = found.in_batches
         line = (
-            f"{size:,} x {workers} x {pause}",
+            f"{size:,}",
+            str(workers),
+            pause,
             f"{found.rows_per_second:,.0f}",
             milliseconds(latencies.median),
             milliseconds(latencies.p99),
             milliseconds(latencies.longest),
             f"{latencies.commits:,}",
         )
-        bench.progress(f"{rows:,} rows, writers, batches of {' | '.join(line)}")
+        bench.progress(f"{rows:,} rows, writers beside batches: {' | '.join(line)}")
         lines.append(line)
     return grid(
-        ("batch size x workers x pause", "rows/s", "median", "p99", "longest", "commits"), lines
+        ("batch size", "workers", "pause", "rows/s", "median", "p99", "longest", "commits"), lines
     )
 
 

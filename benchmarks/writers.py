@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import IO
@@ -198,21 +198,31 @@ class _Writer(threading.Thread):
     """
 
     def __init__(
-        self, number: int, load: Load, schedule: _Schedule, report: Report, classes: dict[str, str]
+        self,
+        number: int,
+        load: Load,
+        connection: psycopg.Connection,
+        report: Report,
+        classes: dict[str, str],
     ) -> None:
         super().__init__(name=f"writer {number}", daemon=True)
-        self._number, self._load, self._schedule = number, load, schedule
+        self._number, self._load, self._connection = number, load, connection
         self._classes, self._symbols = classes, sorted(classes)
         # The same rows in every run; nobody's secret depends on it.
         self._random = random.Random(load.seed * 1000 + number)  # noqa: S311 - see above
         self.report = report
         self._gone: set[int] = set()
+        self._schedule: _Schedule | None = None
+
+    def begin(self, schedule: _Schedule) -> None:
+        """Start to write what this schedule says."""
+        self._schedule = schedule
+        self.start()
 
     def run(self) -> None:
         try:
-            with psycopg.connect(self._load.dsn, autocommit=True) as connection:
-                while (due := self._schedule.take()) is not None:
-                    self._do(connection, *due)
+            while self._schedule is not None and (due := self._schedule.take()) is not None:
+                self._do(self._connection, *due)
         except psycopg.Error as error:
             self.report.errors.append(f"connection lost: {error}")
 
@@ -266,35 +276,44 @@ class _Writer(threading.Thread):
                 return row
 
 
-def write(load: Load, until: IO[str]) -> Report:
-    """Write until `until` is closed, at most `most_seconds`."""
-    with psycopg.connect(load.dsn, autocommit=True) as connection:
-        classes: dict[str, str] = dict(connection.execute(_KNOWN_SYMBOLS).fetchall())
-        last_id = int(connection.execute(_LAST_ID).fetchall()[0][0])
-    asked = threading.Event()
+def write(load: Load, until: IO[str], begun: Callable[[], None]) -> Report:
+    """Write until `until` is closed, at most `most_seconds`; `begun` is called at the start."""
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(psycopg.connect(load.dsn, autocommit=True))
+            for _ in range(load.connections)
+        ]
+        classes: dict[str, str] = dict(connections[0].execute(_KNOWN_SYMBOLS).fetchall())
+        last_id = int(connections[0].execute(_LAST_ID).fetchall()[0][0])
+        workers = [
+            _Writer(number, load, connection, Report(last_id), classes)
+            for number, connection in enumerate(connections)
+        ]
+        schedule = _Schedule(load.per_second)
+        for worker in workers:
+            worker.begin(schedule)
+        begun()
+        in_time = _closed(until).wait(load.most_seconds)
+        schedule.stop()
+        report = Report(last_id, ran_out=not in_time)
+        for worker in workers:
+            worker.join()
+            report.add(worker.report)
+        return report
 
-    def wait_for_the_end() -> None:
-        until.read()
-        asked.set()
 
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
-    schedule = _Schedule(load.per_second)
-    workers = [
-        _Writer(number, load, schedule, Report(last_id), classes)
-        for number in range(load.connections)
-    ]
-    for worker in workers:
-        worker.start()
-    in_time = asked.wait(load.most_seconds)
-    schedule.stop()
-    report = Report(last_id, ran_out=not in_time)
-    for worker in workers:
-        worker.join()
-        report.add(worker.report)
-    return report
+def _closed(stream: IO[str]) -> threading.Event:
+    """Set when the stream ends."""
+    closed = threading.Event()
+
+    def wait() -> None:
+        stream.read()
+        closed.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return closed
 
 
 if __name__ == "__main__":
     wanted = Load(**json.loads(sys.stdin.readline()))
-    print("ready", flush=True)
-    print(write(wanted, sys.stdin).to_json())
+    print(write(wanted, sys.stdin, lambda: print("ready", flush=True)).to_json())
