@@ -1,17 +1,28 @@
-"""The program behind `make bench`: every benchmark in one run, one table at the end.
+"""The program behind `make bench`: every group of benchmarks in one run, tables at the end.
 
 Belongs here: options, order, exit status. Does not: measuring.
 """
 
 import argparse
 import sys
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from assetclass_pipeline.database.embedded import exit_on_termination
-from benchmarks import analysis, correction, data, memory, storage
-from benchmarks.databases import Databases, databases
-from benchmarks.measures import Measure, Progress, table
+from benchmarks import analysis, baselines, concurrency, correction, growth, storage
+from benchmarks.bench import Bench
+from benchmarks.databases import databases
+from benchmarks.measures import Findings, Progress, table
+
+# The largest template comes last, and is dropped at once.
+GROUPS: dict[str, Callable[[Bench], Findings]] = {
+    "correction": correction.measure,
+    "storage": storage.measure,
+    "analysis": analysis.measure,
+    "baselines": baselines.measure,
+    "writers": concurrency.measure,
+    "growth": growth.measure,
+}
+QUICK_ROWS = 100_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,32 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     exit_on_termination()
     progress = Progress()
-    measures: list[Measure] = []
-    with databases() as server:
-        for rows in options.rows:
-            measures += _measure(server, rows, options, progress)
-    print(table(measures))
-    missed = sum(measure.verdict == "NO" for measure in measures)
-    print(f"\n{missed} of {sum(measure.limit is not None for measure in measures)} limits missed.")
+    found: list[Findings] = []
+    try:
+        with databases() as server:
+            bench = Bench(server, progress, options.rounds, options.rows, options.quick)
+            for name in options.only or GROUPS:
+                progress(f"Group {name}")
+                found.append(GROUPS[name](bench))
+    finally:
+        # What the groups before an error have found took minutes.
+        missed = _print(found)
     return 1 if options.strict and missed else 0
 
 
-def _measure(
-    server: Databases, rows: int, options: argparse.Namespace, progress: Progress
-) -> list[Measure]:
-    progress(f"Making {rows:,} rows")
-    template = data.build(server, rows)
-    measures = correction.compare(
-        server, template, rows, options.rounds, progress, only_default=options.quick
-    )
-    correction_id = str(uuid.uuid4())
-    with server.clone(template) as dsn:
-        measures += analysis.measure_analysis(dsn, rows, progress)
-        measures += memory.measure_memory(dsn, correction_id, rows, progress)
-        measures += storage.measure_storage(dsn, correction_id, rows)
-        measures += analysis.measure_nightly_question(dsn, rows, progress)
-    server.drop(template)
-    return measures
+def _print(found: list[Findings]) -> int:
+    """Print everything; returns the number of missed limits."""
+    measures = [measure for part in found for measure in part.measures]
+    missed = sum(measure.verdict == "NO" for measure in measures)
+    print("\n\n".join([table(measures), *(text for part in found for text in part.tables)]))
+    print(f"\n{missed} of {sum(measure.limit is not None for measure in measures)} limits missed.")
+    return missed
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,17 +57,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Ratios against baselines of the same run, on a PostgreSQL of its own.",
     )
-    parser.add_argument("--rows", type=_positive, nargs="+", default=[1_000_000, 3_000_000])
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, metavar="GROUP", help=", ".join(GROUPS)
+    )
+    parser.add_argument(
+        "--rows", type=_positive, help="rows of every group; unset: each group has its own number"
+    )
     parser.add_argument("--rounds", type=_positive, default=3, help="runs of each contestant")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="100,000 rows, the default options once: to see that it works",
+        help=f"{QUICK_ROWS:,} rows, everything once and briefly: to see that it works",
     )
     parser.add_argument("--strict", action="store_true", help="status 1 when a limit is missed")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.rows, options.rounds = [100_000], 1
+        options.rows, options.rounds = options.rows or QUICK_ROWS, 1
     return options
 
 

@@ -1,6 +1,6 @@
 """What looking costs: the integrity report against count(*), and the nightly question.
 
-Belongs here: reads on warm data. Does not: corrections.
+Belongs here: reads on warm data. Does not: what a correction costs.
 """
 
 import psycopg
@@ -9,15 +9,36 @@ from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.indexes import ensure_indexes
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.engine.analysis import analyse, any_correctable
+from assetclass_pipeline.model.options import CorrectionOptions
+from benchmarks.bench import Bench
+from benchmarks.contest import PhaseClock, correct_all
 from benchmarks.databases import settings_for
-from benchmarks.measures import Measure, Progress, limited_ratio, median_seconds, milliseconds
+from benchmarks.measures import (
+    Findings,
+    Measure,
+    Progress,
+    limited_ratio,
+    median_seconds,
+    milliseconds,
+)
 
+ROWS = 3_000_000
 MOST_COUNTS = 10.0
 NIGHTLY_MILLISECONDS = 50.0
 _TIMES = 5
 
 
-def measure_analysis(dsn: str, rows: int, progress: Progress) -> list[Measure]:
+def measure(bench: Bench) -> Findings:
+    """The report on damaged rows, the question on the same rows once they are corrected."""
+    rows = bench.size(ROWS)
+    with bench.databases.clone(bench.template(rows)) as dsn:
+        found = _measure_report(dsn, rows, bench.progress)
+        correct_all(dsn, CorrectionOptions(), PhaseClock())
+        bench.progress(f"{rows:,} rows, analysis: corrected")
+        return Findings(found + _measure_nightly_question(dsn, rows, bench.progress))
+
+
+def _measure_report(dsn: str, rows: int, progress: Progress) -> list[Measure]:
     """The report with symbols, classes and months, and a count, both from memory."""
     settings = settings_for(dsn)
     with connect(dsn, settings, purpose="benchmark") as connection:
@@ -31,7 +52,7 @@ def measure_analysis(dsn: str, rows: int, progress: Progress) -> list[Measure]:
     return [limited_ratio(what, analysing, counting, MOST_COUNTS, milliseconds)]
 
 
-def measure_nightly_question(dsn: str, rows: int, progress: Progress) -> list[Measure]:
+def _measure_nightly_question(dsn: str, rows: int, progress: Progress) -> list[Measure]:
     """Whether anything is correctable, on corrected rows, without and with our indexes."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         # Autovacuum, which is off here, has done this by the next night.

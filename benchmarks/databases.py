@@ -41,6 +41,10 @@ class Databases:
         self._as_superuser(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self._server.url(name)
 
+    def url(self, name: str) -> str:
+        """DSN of a database that `create` made."""
+        return self._server.url(name)
+
     def drop(self, name: str) -> None:
         """Drop a database, whoever is connected to it."""
         self._as_superuser(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -6,8 +6,8 @@ Belongs here: judging against a limit, printing. Does not: measuring.
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 # Seconds after which no further call is timed.
@@ -18,7 +18,10 @@ Verdict = Literal["yes", "NO", ""]
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the table; `judged` is the number that may be at most `limit`."""
+    """One line of the table; `judged` is the number that may be at most `limit`.
+
+    `tolerance` is what two equal runs may differ by on a noisy machine, on top of the limit.
+    """
 
     what: str
     value: str
@@ -27,13 +30,30 @@ class Measure:
     judged: float | None = None
     limit: float | None = None
     unit: str = ""
+    tolerance: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
         """Whether the limit is kept; empty where there is none."""
         if self.judged is None or self.limit is None:
             return ""
-        return "yes" if self.judged <= self.limit else "NO"
+        return "yes" if self.judged <= self.limit + self.tolerance else "NO"
+
+    @property
+    def shown_limit(self) -> str:
+        """The limit as the table prints it; empty where there is none."""
+        if self.limit is None:
+            return ""
+        allowed = f" + {self.tolerance:g}" if self.tolerance else ""
+        return f"<= {self.limit:g}{allowed}{self.unit}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one group found: lines of the common table, and tables of its own."""
+
+    measures: list[Measure]
+    tables: list[str] = field(default_factory=list)
 
 
 def limited_ratio(
@@ -73,12 +93,26 @@ def megabytes(value: float) -> str:
 
 def table(measures: Iterable[Measure]) -> str:
     """All measures as a Markdown table, aligned for the terminal."""
-    lines: list[tuple[str, ...]] = [("measure", "value", "baseline", "ratio", "limit", "ok?")]
-    for measure in measures:
-        ratio = "" if measure.ratio is None else f"{measure.ratio:.2f}"
-        limit = "" if measure.limit is None else f"<= {measure.limit:g}{measure.unit}"
-        lines.append((measure.what, measure.value, measure.baseline, ratio, limit, measure.verdict))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return grid(
+        ("measure", "value", "baseline", "ratio", "limit", "ok?"),
+        (
+            (
+                measure.what,
+                measure.value,
+                measure.baseline,
+                "" if measure.ratio is None else f"{measure.ratio:.2f}",
+                measure.shown_limit,
+                measure.verdict,
+            )
+            for measure in measures
+        ),
+    )
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is aligned to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     lines.insert(1, ("-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])))
     return "\n".join(
         "| "

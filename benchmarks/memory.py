@@ -1,7 +1,7 @@
 """How much memory the correcting process needs beyond an interpreter with Dagster loaded.
 
-Run as a program (`python -m benchmarks.memory CORRECTION_ID`, the DSN on standard input) it is that
-process. Does not belong here: memory of the server.
+Run as a program (`python -m benchmarks.memory`, the DSN on standard input) it is that process.
+Does not belong here: memory of the server.
 """
 
 import importlib
@@ -10,16 +10,14 @@ import json
 import subprocess
 import sys
 import threading
-import uuid
+import time
+from dataclasses import asdict
 
 import psutil
 
-from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.model.options import CorrectionOptions
-from benchmarks.databases import settings_for
-from benchmarks.measures import Measure, Progress, megabytes
+from benchmarks.contest import Contestant, PhaseClock, Written, correct_all
 
-MOST_MEGABYTES = 150.0
 _INTERVAL = 0.01
 _LOADED_FIRST = ("dagster", "assetclass_pipeline.definitions")
 
@@ -45,45 +43,38 @@ class _Peak(threading.Thread):
         self.join()
 
 
-def measure_memory(dsn: str, correction_id: str, rows: int, progress: Progress) -> list[Measure]:
-    """Peak over base of a process that corrects the database with default options."""
+def own_process() -> Contestant:
+    """The default options in a process of its own, which tells its time and its memory."""
+    return Contestant(f"{CorrectionOptions().pace} (default) in a process of its own", _write)
+
+
+def _write(dsn: str) -> Written:
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", correction_id],
+        [sys.executable, "-m", "benchmarks.memory"],
         input=dsn,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    found = json.loads(child.stdout)
-    grown = found["peak"] - found["base"]
-    progress(f"{rows:,} rows, client memory: {grown / 1e6:.1f} MB over {found['base'] / 1e6:.0f}")
-    return [
-        Measure(
-            f"client memory of a correction, {rows:,} rows, over Dagster loaded",
-            f"+{megabytes(grown)}",
-            megabytes(found["base"]),
-            judged=grown / 1e6,
-            limit=MOST_MEGABYTES,
-            unit=" MB",
-        )
-    ]
+    return Written(**json.loads(child.stdout))
 
 
-def correct_and_watch(dsn: str, correction_id: str) -> dict[str, int]:
-    """Bytes of resident memory before and at most during a correction of this process."""
+def correct_and_watch(dsn: str) -> Written:
+    """Bytes of resident memory before a correction of this process, and how far it grew."""
     for name in _LOADED_FIRST:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
-    request = CorrectionRequest(correction_id, CorrectionOptions(), requested_by="benchmark")
-    peak = _Peak()
+    peak, clock = _Peak(), PhaseClock()
     base = peak.bytes
     peak.start()
+    started = time.perf_counter()
     try:
-        correct(dsn, settings_for(dsn), request)
+        operation = correct_all(dsn, CorrectionOptions(), clock)
     finally:
+        taken = time.perf_counter() - started
         peak.end()
-    return {"base": base, "peak": peak.bytes}
+    return Written(operation.records_corrected, clock.seconds(), taken, base, peak.bytes - base)
 
 
 if __name__ == "__main__":
-    print(json.dumps(correct_and_watch(sys.stdin.read(), str(uuid.UUID(sys.argv[1])))))
+    print(json.dumps(asdict(correct_and_watch(sys.stdin.read()))))
