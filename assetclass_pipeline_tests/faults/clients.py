@@ -93,7 +93,7 @@ def wait_until(happened: Callable[[], bool], *, unless: Callable[[], bool]) -> b
 
 
 class InThread:
-    """A correction in a thread of the test's process."""
+    """A correction in a thread of the test's process; `holds` is set once it has claimed."""
 
     def __init__(
         self,
@@ -105,8 +105,9 @@ class InThread:
     ) -> None:
         self.operation: Operation | None = None
         self.error: BaseException | None = None
+        self.holds = threading.Event()
         self._call = (url or scene.server_url(), scene.settings, asked)
-        self._observe = observe
+        self._also = observe
         # A daemon, so that one that hangs cannot keep the tests from ending.
         self._thread = threading.Thread(target=self._run, name="the correction", daemon=True)
 
@@ -127,12 +128,19 @@ class InThread:
         self._thread.join(patience)
         assert not self._thread.is_alive(), "the correction hangs"
 
+    def _observe(self, operation: Operation) -> None:
+        self.holds.set()
+        if self._also is not None:
+            self._also(operation)
+
     def _run(self) -> None:
         dsn, settings, asked = self._call
         try:
             self.operation = correct(dsn, settings, asked, observe=self._observe)
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             self.error = error
+        finally:
+            self.holds.set()
 
 
 class InProcess:
