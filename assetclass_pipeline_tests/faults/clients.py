@@ -18,6 +18,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Self
 from uuid import uuid4
 
+import psycopg
+
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.engine.operations import get_operation
@@ -60,12 +62,12 @@ def request(**options: object) -> CorrectionRequest:
 
 
 def finish(scene: Scene, asked: CorrectionRequest) -> Operation:
-    """Run it to its end, as soon as the dead one is given up."""
+    """Run it to its end, as soon as the dead one is given up and its locks are gone."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return correct(scene.server_url(), scene.settings, asked)
-        except OperationInProgressError:
+        except (OperationInProgressError, psycopg.errors.LockNotAvailable):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -154,6 +156,7 @@ class InProcess:
         death: Death | None = None,
         jumping_clock: bool = False,
     ) -> None:
+        self.asked = asked
         forks = multiprocessing.get_context("forkserver")
         forks.set_forkserver_preload([__name__])
         self._hears, self._says = forks.Pipe(duplex=False)

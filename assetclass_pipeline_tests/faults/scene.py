@@ -52,12 +52,24 @@ class Scene:
 
     def apply(self, statement: LiteralString, *values: object) -> None:
         """One change by the application."""
-        with (
-            psycopg.connect(self.server_url(), application_name=NAME) as connection,
-            connection.transaction(),
-        ):
-            self.theirs.add(xid_of(connection))
-            connection.execute(statement, values or None)
+        while True:
+            try:
+                with psycopg.connect(self.server_url(), application_name=NAME) as connection:
+                    self.theirs.add(xid_of(connection))
+                    connection.execute(statement, values or None)
+            except psycopg.errors.DeadlockDetected:
+                # Two writers of the application were in each other's way.
+                continue
+            return
+
+    def correctable(self) -> int:
+        """Rows that a correction could still correct."""
+        return int(
+            self.market.value(
+                "SELECT count(*) FROM market_data m JOIN symbols s ON s.ticker = m.symbol"
+                " WHERE m.asset_class IS NULL OR m.asset_class = ''"
+            )
+        )
 
     @contextmanager
     def locked(self, statement: LiteralString) -> Iterator[None]:

@@ -89,16 +89,22 @@ def judge(
 
 def ledger_sums(market: Market) -> tuple[int, int]:
     """Rows changed in all operations: as the batches say, and as the summaries say."""
-    batches = market.value(
-        "SELECT coalesce(sum(records_corrected), 0) FROM assetclass.operation_batch"
-    )
-    summaries = market.value("SELECT coalesce(sum(records), 0) FROM assetclass.operation_change")
+    batches, summaries = market.rows(
+        "SELECT (SELECT coalesce(sum(b.records_corrected), 0) FROM assetclass.operation_batch b),"
+        # The summary of a dry run tells what would have been changed.
+        " (SELECT coalesce(sum(c.records), 0) FROM assetclass.operation_change c"
+        "  JOIN assetclass.operation o USING (correction_id) WHERE NOT o.dry_run)"
+    )[0]
     return int(batches), int(summaries)
 
 
 def rows_at_risk(market: Market) -> int:
     """Rows that the operations were to write."""
-    return int(market.value("SELECT coalesce(sum(records_planned), 0) FROM assetclass.operation"))
+    return int(
+        market.value(
+            "SELECT coalesce(sum(records_planned), 0) FROM assetclass.operation WHERE NOT dry_run"
+        )
+    )
 
 
 def _reference(market: Market) -> dict[str, str]:
