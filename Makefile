@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format up bench lock clean
+.PHONY: help setup demo test faults check format up bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,10 @@ up: $(READY)  ## webserver, daemon and database; Ctrl-C stops them all
 
 test: $(READY)  ## all tests, on real PostgreSQL
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+faults: $(READY)  ## every fault with all its tries, and what became of the rows
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --fault-tries full \
+		assetclass_pipeline_tests/faults
 
 check: $(READY)  ## formatter, linter, types, import rules, spelling
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -18,6 +18,10 @@ from assetclass_pipeline.database.embedded import (
     find_binaries,
     system_binaries,
 )
+from assetclass_pipeline_tests.faults.fault_table import (  # noqa: F401 - hooks of pytest
+    pytest_addoption,
+    pytest_terminal_summary,
+)
 
 # The data of a test server die with it, so nothing waits for the disk.
 _SETTINGS_OF_TESTS = {

