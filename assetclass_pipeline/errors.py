@@ -119,6 +119,13 @@ class ErrorRateError(CorrectionFailedError):
     code = "ERROR_RATE_EXCEEDED"
 
 
+class PreflightRefusedError(AssetClassError):
+    """The market table is in a state in which correcting it would do harm."""
+
+    code = "PREFLIGHT_REFUSED"
+    http_status = 409
+
+
 class DemoDataError(AssetClassError):
     """The demo's source packages could not be fetched or do not hold what is expected."""
 

@@ -6,7 +6,7 @@ Belongs here: the order of the phases and the operation's end. Does not: how a p
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import psycopg
@@ -33,6 +33,12 @@ from assetclass_pipeline.engine.plan import (
     load_plan,
     make_plan,
 )
+from assetclass_pipeline.engine.readiness import (
+    prepare,
+    refuse_what_would_do_harm,
+    remember_reference,
+    tell_changed_reference,
+)
 from assetclass_pipeline.engine.retry import is_transient
 from assetclass_pipeline.engine.sweeping import next_pass, sweep
 from assetclass_pipeline.engine.tempo import Tempo
@@ -45,7 +51,8 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline.model.options import CorrectionOptions
-from assetclass_pipeline.model.quality import IntegrityReport
+from assetclass_pipeline.model.preflight import estimate_error_percent
+from assetclass_pipeline.model.quality import IntegrityReport, SecondsRange
 from assetclass_pipeline.settings import Settings
 
 __all__ = ["CorrectionRequest", "correct", "plan"]
@@ -58,9 +65,12 @@ Observer = Callable[[Operation], None]
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Correction:
-    """A held correction: the tables as they are now, the options as they were when it began."""
+    """A held correction: the tables as they are now, the options as they were when it began.
+
+    `estimate` is how long this try was expected to take, from `began` on.
+    """
 
     holder: Holder
     tables: MarketTables
@@ -68,6 +78,8 @@ class Correction:
     scope: TimeRange
     pacing: object
     observe: Observer | None
+    estimate: SecondsRange | None = None
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def connection(self) -> Connection[TupleRow]:
@@ -178,6 +190,7 @@ def _begun(
         tables = inspect_market_tables(
             connection, settings, for_writing=not request.options.dry_run
         )
+        refuse_what_would_do_harm(connection, tables, settings, request.options)
     with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
         options, scope, pacing = holder.attempt(_as_begun, holder)
         correction = Correction(holder, tables, options, scope, pacing, observe)
@@ -211,7 +224,13 @@ def _plan(correction: Correction) -> PlanState:
     values = {"quality": Jsonb(scores(before)), "mismatched_left": _mismatched_left(correction)}
     correction.again(lambda: correction.holder.update("set_quality_before", dict(values)))
     correction.enter(Phase.PLANNING)
-    return make_plan(correction.scan(), state)
+    remember_reference(correction.holder, correction.tables)
+    state = make_plan(correction.scan(), state)
+    if state.planned:
+        correction.estimate = prepare(
+            correction.scan(), state, scan_seconds=before.analysis_duration_seconds
+        )
+    return state
 
 
 def _mismatched_left(correction: Correction) -> int:
@@ -307,12 +326,14 @@ def _end(
     correction: Correction, state: PlanState, after: IntegrityReport | None, late: int
 ) -> None:
     """Summary, end and the unlogged plan's removal commit together."""
+    correction.again(lambda: tell_changed_reference(correction.holder, correction.tables))
     dropped = not correction.keeps_backup or not state.planned
     values = {
         "status": Status.SUCCEEDED.value,
         "phase": Phase.DONE.value,
         "quality_after": Jsonb(scores(after)) if after else None,
         "late_left": late,
+        "estimate_error_percent": _estimate_error(correction),
         "dropped": dropped,
         "error": None,
     }
@@ -328,6 +349,14 @@ def _end(
 
     correction.again(end)
     correction.report()
+
+
+def _estimate_error(correction: Correction) -> float | None:
+    """How far off the estimate was; None where another try or process made the plan."""
+    if correction.estimate is None or correction.options.dry_run:
+        return None
+    worked = time.monotonic() - correction.began - correction.holder.journal.seconds_waited
+    return estimate_error_percent(correction.estimate.low, correction.estimate.high, worked)
 
 
 def _summarise(correction: Correction, cursor: Cursor[TupleRow], state: PlanState) -> None:

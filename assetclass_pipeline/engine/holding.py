@@ -6,7 +6,7 @@ Belongs here: the heartbeat, pause and resume, the deadline, the end. Does not: 
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -162,13 +162,13 @@ class Holder:
         """Tell what the operation does now. Raises OperationFencedError after a take-over."""
         self.update("set_phase", {"phase": phase.value})
 
-    def update(self, statement: str, values: dict[str, object]) -> None:
+    def update(self, statement: str, values: Mapping[str, object]) -> None:
         """Change the operation's row while it is ours. Raises OperationFencedError."""
         with transaction(self.connection, self.settings) as cursor:
             self.update_with(cursor, statement, values)
 
     def update_with(
-        self, cursor: Cursor[TupleRow], statement: str, values: dict[str, object]
+        self, cursor: Cursor[TupleRow], statement: str, values: Mapping[str, object]
     ) -> None:
         """The same within a transaction of the caller's."""
         cursor.execute(query("operation", statement), {**self.key, **values})

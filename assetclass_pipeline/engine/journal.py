@@ -24,6 +24,7 @@ class Journal:
         self._actor = actor
         self._events: list[Event] = []
         self._waits: dict[str, float] = {}
+        self._seconds_waited = 0.0
         self._writing: tuple[int, dict[str, float]] = (0, {})
         self._guard = threading.Lock()
 
@@ -32,9 +33,16 @@ class Journal:
         with self._guard:
             self._events.append((event, details))
 
+    @property
+    def seconds_waited(self) -> float:
+        """Seconds that it was held so far; waits for two signals at once count twice."""
+        with self._guard:
+            return self._seconds_waited
+
     def waited(self, signal: str, seconds: float) -> None:
         """The operation was held by `signal` for so many seconds."""
         with self._guard:
+            self._seconds_waited += seconds
             self._waits[signal] = self._waits.get(signal, 0.0) + seconds
 
     def write(self, cursor: Cursor[TupleRow]) -> None:

@@ -83,7 +83,8 @@ WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'runn
 UPDATE assetclass.operation
 SET status = %(status)s, phase = %(phase)s, finished_at = clock_timestamp(),
     error = %(error)s, quality_after = coalesce(%(quality_after)s, quality_after),
-    late_left = %(late_left)s, backup_table = CASE WHEN %(dropped)s THEN NULL ELSE backup_table END
+    late_left = %(late_left)s, estimate_error_percent = %(estimate_error_percent)s,
+    backup_table = CASE WHEN %(dropped)s THEN NULL ELSE backup_table END
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s
 
 -- name: end_badly
@@ -216,3 +217,17 @@ SELECT correction_id::text, range_start, range_end
 FROM (SELECT * FROM assetclass.operation WHERE kind = 'correction' AND NOT dry_run
       ORDER BY requested_at DESC LIMIT 1) newest
 WHERE status = 'timed_out' AND stop_at IS NOT NULL AND plan IS NOT NULL
+
+-- name: new_classes
+SELECT corrected_asset_class::text, count(*) FROM {backup} GROUP BY 1
+
+-- name: set_preflight
+UPDATE assetclass.operation SET preflight = %(preflight)s, estimate = %(estimate)s
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: set_reference
+UPDATE assetclass.operation SET reference_hash = %(reference_hash)s
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: reference_hash
+SELECT reference_hash FROM assetclass.operation WHERE correction_id = %(correction_id)s

@@ -64,3 +64,10 @@ SELECT problem, ticker, classes
 FROM (SELECT *, row_number() OVER (PARTITION BY problem ORDER BY ticker) AS place FROM named) ranked
 WHERE place <= %(most)s
 ORDER BY problem, ticker
+
+-- name: fingerprint
+-- SHA-256 of the whole mapping. The text goes in as it is stored: a conversion could fail.
+SELECT encode(sha256(convert_to(
+           coalesce(string_agg(ticker || E'\x1f' || asset_class, E'\x1e' ORDER BY ticker), ''),
+           getdatabaseencoding())), 'hex')
+FROM ({mapping}) mapping
