@@ -272,11 +272,11 @@ def _noting(connection: Connection[TupleRow], look: _Look, signal: Signal) -> It
 
 def _backlog(cursor: _Cursor, look: _Look, archive: list[Any]) -> int | None:
     """WAL files that wait to be archived, or a problem noted."""
-    may_list, current, archived, file_bytes = archive
+    may_list, position, archived, file_bytes = archive
     if may_list:
         row = cursor.execute(query("throttle", "archive_files")).fetchone()
         return int(row[0]) if row else None
-    backlog = files_behind(current, archived or "", file_bytes)
+    backlog = files_behind(position, archived or "", file_bytes)
     if backlog is None:
         look.problems[Signal.ARCHIVE_BACKLOG] = _NOT_ARCHIVED_YET
     return backlog

@@ -519,22 +519,16 @@ class LagClock(Generic[Key]):
         }
 
 
-def files_behind(current: str, archived: str, file_bytes: int) -> int | None:
-    """Finished WAL files after `archived` up to the `current` one; None for other kinds of names.
+def files_behind(position: int, archived: str, file_bytes: int) -> int | None:
+    """Finished WAL files after `archived` up to the current position; None for other names.
 
-    Names are 24 hexadecimal digits: timeline, then the file's number in two parts of 4 GiB.
+    Names are 24 hexadecimal digits: the timeline, then the file's number in two parts of 4 GiB.
     """
-    numbers = [_file_number(name, file_bytes) for name in (current, archived)]
-    if numbers[0] is None or numbers[1] is None:
-        return None
-    return max(0, numbers[0] - numbers[1] - 1)
-
-
-def _file_number(name: str, file_bytes: int) -> int | None:
-    match = re.match(r"[0-9A-F]{8}([0-9A-F]{8})([0-9A-F]{8})(?![0-9A-F])", name)
+    match = re.match(r"[0-9A-F]{8}([0-9A-F]{8})([0-9A-F]{8})(?![0-9A-F])", archived)
     if match is None:
         return None
-    return int(match[1], 16) * (2**32 // file_bytes) + int(match[2], 16)
+    number = int(match[1], 16) * (2**32 // file_bytes) + int(match[2], 16)
+    return max(0, position // file_bytes - number - 1)
 
 
 def in_bytes(value: float) -> str:

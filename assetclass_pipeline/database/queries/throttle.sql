@@ -25,10 +25,11 @@ FROM pg_replication_slots
 WHERE restart_lsn IS NOT NULL AND wal_status IS DISTINCT FROM 'lost'
 
 -- name: archive
--- NULL where nothing is archived; else what is needed to count without the right to list files.
+-- NULL where nothing is archived; else what is needed to count without the right to list files. The
+-- position, because right after a switch pg_walfile_name still names the file before.
 SELECT CASE WHEN current_setting('archive_mode') <> 'off' THEN json_build_array(
            has_function_privilege('pg_catalog.pg_ls_archive_statusdir()', 'EXECUTE'),
-           pg_walfile_name(pg_current_wal_lsn()),
+           pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint,
            (SELECT last_archived_wal FROM pg_stat_archiver),
            pg_size_bytes(current_setting('wal_segment_size'))) END
 
@@ -74,7 +75,7 @@ SELECT json_build_object(
     'oldest', (SELECT json_build_array(who, extract(epoch FROM clock_timestamp() - since)::float8)
                FROM timed ORDER BY since LIMIT 1),
     'others', (SELECT coalesce(json_agg(json_build_array(who, hidden, xid, xmin)), '[]')
-               FROM (SELECT concat_ws(' ', 'session', pid, application_name) AS who, hidden,
+               FROM (SELECT concat_ws(' ', 'session', pid, nullif(application_name, '')) AS who, hidden,
                             backend_xid::text AS xid, backend_xmin::text AS xmin
                      FROM holding
                      WHERE xact_start IS NULL
