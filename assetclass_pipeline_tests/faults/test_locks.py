@@ -117,7 +117,7 @@ MAINTENANCE: dict[str, LiteralString] = {
     "VACUUM FULL": "VACUUM FULL market_data",
     "CLUSTER": "CLUSTER market_data USING by_time",
     "VACUUM": "VACUUM (FREEZE) market_data",
-    "heavy UPDATEs": "UPDATE market_data SET close = close + 1",
+    "heavy updates": "UPDATE market_data SET close = close + 1",
 }
 
 
