@@ -399,6 +399,14 @@ class TestClasses:
         found = check(market, new_classes=BOTH)
         assert the(found, "FOREIGN_KEY_ON_CLASS_AND_OTHERS").severity is Severity.INFO
 
+    def test_a_foreign_key_to_a_table_that_this_role_may_not_read(self, market: Market) -> None:
+        market.execute("CREATE TABLE classes (name text PRIMARY KEY)")
+        market.execute("ALTER TABLE market_data ADD FOREIGN KEY (asset_class) REFERENCES classes")
+        with reader(market) as dsn:
+            found = check(market, new_classes=BOTH, dsn=dsn)
+        assert "permission denied" in the(found, "FOREIGN_KEY_NOT_EVALUATED").message
+        assert codes(found, *GRAVE) == set()
+
     def test_several_constraints_that_refuse_all_between_them(self, market: Market) -> None:
         market.execute("ALTER TABLE market_data ADD CHECK (asset_class <> 'STOCK')")
         market.execute("ALTER TABLE market_data ADD CHECK (length(asset_class) < 9)")
