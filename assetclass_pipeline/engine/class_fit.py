@@ -75,19 +75,27 @@ def _ask_column(
     cursor: Cursor[TupleRow], tables: MarketTables, classes: Sequence[str], asked: _Asked
 ) -> list[str]:
     """The classes that the column's type takes."""
-    fitting: list[str] = []
-    refused: dict[str, list[str]] = {}
     column_type = sql.SQL(tables.asset_class_type)
     statement = query("preflight", "try_column", asset_class_type=column_type)
-    for name in classes:
+
+    def refusal(of: Sequence[str]) -> str | None:
         try:
             with cursor.connection.transaction():
-                cursor.execute(statement, {"asset_class": name})
+                cursor.execute(statement, {"classes": [*of]})
         except (errors.DataError, errors.IntegrityError) as error:
-            reason = error.diag.message_primary or "refused"
-            refused.setdefault(reason.replace(f'"{name}"', "it"), []).append(name)
-        else:
+            return error.diag.message_primary or "refused"
+        return None
+
+    # Nearly always all of them fit: then it is one question, however many there are.
+    if refusal(classes) is None:
+        return [*classes]
+    fitting: list[str] = []
+    refused: dict[str, list[str]] = {}
+    for name in classes:
+        if (reason := refusal([name])) is None:
             fitting.append(name)
+        else:
+            refused.setdefault(reason.replace(f'"{name}"', "it"), []).append(name)
     for reason, names in refused.items():
         asked.misfits.append(
             Misfit(

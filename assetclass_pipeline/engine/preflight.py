@@ -97,11 +97,13 @@ def preflight(
     scope: TimeRange = EVERYTHING,
     history_rate: float | None = None,
     scan_seconds: float | None = None,
+    pause_share: float = 0.0,
 ) -> Preflight:
     """Everything that can be known before: `check_market`, a rehearsal, and an estimate of both.
 
     `records` are the rows to change, by class in `new_classes`; `scan_seconds` is what one scan of
-    the table took. Writes nothing that stays. Raises psycopg.Error when the server goes away.
+    the table took; workers pause for `pause_share` times a batch's duration after it. Writes
+    nothing that stays. Raises psycopg.Error when the server goes away.
     """
     found = check_market(
         connection, tables, settings, options, new_classes=new_classes, records=records
@@ -117,6 +119,7 @@ def preflight(
             options.worker_count,
             history_rate,
             scan_seconds=scan_seconds,
+            pause_share=pause_share,
         )
     return found.model_copy(
         update={
@@ -336,7 +339,7 @@ def _trigger_findings(facts: _Facts) -> Iterator[Finding]:
                 "correction.",
             )
             continue
-        times = "for each corrected row" if trigger.level == "ROW" else "for each batch"
+        times = "for each corrected row" if trigger.level == "ROW" else "for each UPDATE"
         yield _finding(
             "TRIGGER_ON_UPDATE",
             Severity.INFO,

@@ -85,6 +85,23 @@ def test_preview_counts_exactly_and_changes_nothing(assetclass: Command, market:
     assert market.versions() == before
 
 
+def test_preview_says_what_a_correction_would_meet(assetclass: Command, market: Market) -> None:
+    damaged(market)
+    found = assetclass("preview", "--json").document["preflight"]
+    assert found["rehearsal"]["records"] == 2
+    assert found["findings"]
+    assert not any(finding["severity"] == "refuse" for finding in found["findings"])
+    people = assetclass("preview").out
+    assert "A batch of 2 rows was rehearsed" in people
+    assert "refused" not in people
+    market.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    found = assetclass("preview", "--json").document["preflight"]
+    assert found["findings"][0]["code"] == "BACKUP_PUBLISHED"
+    assert "a correction is refused" in assetclass("preview").out
+    assert "refused" not in assetclass("preview", "--no-backup").out
+    assert "refused" not in assetclass("preview", ASSETCLASS_BACKUP_IN_PUBLICATION="allow").out
+
+
 def test_validate_tells_by_its_exit_status(assetclass: Command, market: Market) -> None:
     market.list_symbols(("AAPL", "STOCK")).add([Bar(0, "AAPL", asset_class="STOCK")])
     finished = assetclass("validate", "--json")

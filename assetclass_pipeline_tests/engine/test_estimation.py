@@ -4,7 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assetclass_pipeline.engine.estimation import estimate_from_rehearsal, estimate_seconds
+from assetclass_pipeline.engine.estimation import (
+    PLAN_RATE,
+    estimate_from_rehearsal,
+    estimate_seconds,
+)
 from assetclass_pipeline.model.preflight import Rehearsal
 
 RECORDS = st.integers(1, 10**10)
@@ -35,7 +39,7 @@ def test_it_holds_what_the_rehearsal_says_itself(
 ) -> None:
     """One worker that goes on as the rehearsed batch did, with four scans, is inside."""
     estimate = estimate_from_rehearsal(records, of_batch(seconds), workers, None, scan_seconds=scan)
-    exactly = records * seconds / 500 + 4 * scan
+    exactly = records * seconds / 500 + records / PLAN_RATE + 4 * scan
     assert estimate.low <= exactly <= estimate.high
     more = estimate_from_rehearsal(records, of_batch(seconds), workers + 1, None, scan_seconds=scan)
     assert (more.low, more.high) <= (estimate.low, estimate.high)
@@ -47,6 +51,15 @@ def test_agreeing_history_narrows_and_contradicting_history_widens() -> None:
     slow = estimate_from_rehearsal(1_000_000, of_batch(0.01), 2, 1_000, scan_seconds=1)
     assert alone.low < agreed.low < agreed.high < alone.high
     assert slow.high > 1_000 > alone.high
+
+
+def test_pauses_take_their_time() -> None:
+    estimates = [
+        estimate_from_rehearsal(10**6, of_batch(0.01), 1, None, scan_seconds=0, pause_share=share)
+        for share in (0.0, 1.0)
+    ]
+    # A million rows of 20 us each, the second time with as much pause.
+    assert estimates[1].high - estimates[0].high == pytest.approx(2 * 20)
 
 
 def test_the_measured_run_of_the_design_is_inside() -> None:

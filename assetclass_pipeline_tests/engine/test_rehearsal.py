@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -23,6 +23,13 @@ from assetclass_pipeline_tests.engine.runs import correct_now, options_of
 from assetclass_pipeline_tests.market import Bar, Market, open_market
 
 RECORDS = 400
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "hash": {"partitioning": "hash"},
+    "no updated_at": {"has_updated_at": False},
+    "enum": {"class_type": "two_classes"},
+    "quoted": {"schema": 'a "b" %', "table": "Market % Data"},
+}
 REWRITE: LiteralString = (
     "UPDATE market_data SET asset_class = 'OTHER' WHERE id = NEW.id AND asset_class <> 'OTHER';"
 )
@@ -66,19 +73,13 @@ def trigger(market: Market, timing: LiteralString, body: LiteralString) -> None:
 
 
 @pytest.mark.every_postgres
-@pytest.mark.parametrize("shape", ["plain", "hash", "no updated_at", "enum", "quoted"])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_it_measures_a_batch_and_leaves_nothing_behind(
     make_market: MakeMarket, database_url: str, shape: str
 ) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("CREATE TYPE two_classes AS ENUM ('CLASS_0', 'CLASS_1')")
-    market = {
-        "plain": make_market,
-        "hash": lambda: make_market(partitioning="hash"),
-        "no updated_at": lambda: make_market(has_updated_at=False),
-        "enum": lambda: make_market(class_type="two_classes"),
-        "quoted": lambda: make_market(schema='a "b" %', table="Market % Data"),
-    }[shape]()
+    market = make_market(**SHAPES[shape])
     market.list_symbols(("A", "CLASS_0"), ("B", "CLASS_1"))
     market.add(Bar(n, "AB"[n % 2]) for n in range(RECORDS))
     rehearsal = measured(rehearse_unharmed(market))

@@ -110,7 +110,7 @@ SELECT count(*) FILTER (WHERE NOT l.granted) AS waiting,
                             'AccessExclusiveLock')), '{{}}') AS holders
 FROM pg_locks l
 WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND l.relation = ANY (%(relations)s::oid[]) AND l.pid <> pg_backend_pid()
+  AND l.relation = ANY (%(relations)s::oid[])
 
 -- name: oldest_transaction
 -- Seconds since the oldest transaction began that holds back vacuum here; vacuum itself does not.
@@ -137,9 +137,10 @@ SELECT (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
 -- name: try_column
 -- The input function minds length, labels and domain constraints as an assignment does; a cast
 -- would cut a long class without a word.
-SELECT m.asset_class::text
-FROM jsonb_to_record(jsonb_build_object('asset_class', %(asset_class)s::text))
-     AS m (asset_class {asset_class_type})
+SELECT count(m.asset_class)
+FROM unnest(%(classes)s::text[]) AS listed (class),
+     LATERAL jsonb_to_record(jsonb_build_object('asset_class', listed.class))
+         AS m (asset_class {asset_class_type})
 
 -- name: checks
 -- CHECK constraints that mention the column. conenforced exists since PostgreSQL 18. Deparsing
