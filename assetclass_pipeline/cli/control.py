@@ -52,17 +52,20 @@ def _records(purpose: str) -> Iterator[tuple[_Connection, Settings, str]]:
 
 
 def pause(correction_id: OperationId = None, as_json: AsJson = False) -> None:
-    """Let the running operation stay between two batches, with no row locked."""
+    """Let the running operation stay between two batches.
+
+    No row is locked meanwhile; `resume` lets it go on.
+    """
     _ask(ask_to_pause, correction_id, "It stays between two batches.", as_json=as_json)
 
 
 def cancel(correction_id: OperationId = None, as_json: AsJson = False) -> None:
-    """Stop the active operation between two batches; what is committed stays."""
+    """Stop the active operation; what is committed stays."""
     _ask(ask_to_cancel, correction_id, "It stops between two batches.", as_json=as_json)
 
 
 def resume(correction_id: OperationId = None, as_json: AsJson = False) -> None:
-    """Let a paused operation go on; run one that was cut off to its end.
+    """Let a paused operation go on; run one that was cut off.
 
     One that was cancelled, timed out, failed or lost its process is run here, through Dagster, from
     where its ledger ends.
@@ -110,7 +113,10 @@ def tune(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a running operation go faster or slower; who asked is recorded."""
+    """Make the running operation go faster or slower.
+
+    Who asked for what, and when, is recorded with it.
+    """
     limits = dict(_limit(said) for said in throttle or [])
     try:
         changes = Tuning(batch_size=batch_size, workers=workers, pace=pace, throttle=limits or None)

@@ -40,10 +40,12 @@ def analyse(
     *,
     scope: TimeRange = EVERYTHING,
     worst: int = 50,
+    by_month: bool = True,
 ) -> IntegrityReport:
     """Integrity report of the rows in `scope`, with the `worst` symbols.
 
-    Definitions: design.md section 2. Raises DatabaseUnavailableError.
+    Without `by_month` its `byPartition` is empty, and it takes a third of the time. Definitions:
+    design.md section 2. Raises DatabaseUnavailableError.
     """
     started = time.monotonic()
     calendar = Calendar.until_now(settings.first_month)
@@ -53,7 +55,7 @@ def analyse(
         "report",
         categories=query("reference", "categories", symbols=tables.symbols),
         market=tables.market,
-        timestamp_type=sql.SQL(tables.timestamp_type),
+        month=_month(tables) if by_month else sql.SQL("NULL::integer"),
         in_scope=scoped.text,
     )
     with scan(connection, settings) as cursor:
@@ -69,7 +71,13 @@ def analyse(
         row = cursor.fetchone()
         rate = recent_rate(cursor)
     counted: dict[str, Any] = row[0] if row else {}
+    if not by_month:
+        counted["months"] = []
     return _report(counted, settings, calendar, rate, time.monotonic() - started)
+
+
+def _month(tables: MarketTables) -> sql.Composable:
+    return query("analysis", "month", timestamp_type=sql.SQL(tables.timestamp_type))
 
 
 def _report(

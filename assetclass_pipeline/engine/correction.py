@@ -42,7 +42,7 @@ from assetclass_pipeline.engine.readiness import (
 from assetclass_pipeline.engine.retry import is_transient
 from assetclass_pipeline.engine.sweeping import next_pass, sweep
 from assetclass_pipeline.engine.tempo import Tempo
-from assetclass_pipeline.engine.work import Work
+from assetclass_pipeline.engine.work import Work, release_quarantine
 from assetclass_pipeline.errors import (
     AssetClassError,
     DatabaseUnavailableError,
@@ -170,6 +170,7 @@ def correct(
             state = _plan(correction)
             after, late = None, 0
             if not correction.options.dry_run:
+                correction.again(lambda: release_quarantine(correction.holder))
                 _correct(correction, state)
                 after, late = _prove(correction, state)
         _end(correction, state, after, late)
@@ -308,7 +309,9 @@ def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, i
 
 def _analyse(correction: Correction) -> IntegrityReport:
     return correction.again(
-        lambda: analyse(correction.connection, correction.tables, correction.settings, worst=10)
+        lambda: analyse(
+            correction.connection, correction.tables, correction.settings, worst=10, by_month=False
+        )
     )
 
 

@@ -14,7 +14,7 @@ from assetclass_pipeline.engine.preflight import preflight
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import Change
 from assetclass_pipeline.model.options import CorrectionOptions
-from assetclass_pipeline.model.pacing import size_range
+from assetclass_pipeline.model.pacing import PROFILES, size_range
 from assetclass_pipeline.model.preview import ClassChange, Preview, PreviewSample
 from assetclass_pipeline.settings import Settings
 
@@ -73,6 +73,7 @@ def preview(
         scope=scope,
         history_rate=rate,
         scan_seconds=scan_seconds,
+        pause_share=PROFILES[options.pace].pause_share,
     )
     return Preview(
         records=records,

@@ -18,12 +18,14 @@ from assetclass_pipeline.engine.plan import PlanScan, PlanState
 from assetclass_pipeline.engine.preflight import check_market, preflight
 from assetclass_pipeline.errors import PreflightRefusedError
 from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.pacing import PROFILES
 from assetclass_pipeline.model.preflight import Preflight
 from assetclass_pipeline.model.quality import SecondsRange
 from assetclass_pipeline.settings import Settings
 
-# Fewer rows are written before a rehearsal has found some to rehearse with.
-LEAST_ROWS_TO_REHEARSE = 10_000
+# Of fewer rows, a rehearsal would take too large a share: its dead row versions stay, and what it
+# costs to find some to rehearse with.
+LEAST_ROWS_TO_REHEARSE = 50_000
 
 
 def refuse_what_would_do_harm(
@@ -81,6 +83,7 @@ def _look(plan: PlanScan, state: PlanState, scan_seconds: float) -> Preflight:
         scope=plan.scope,
         history_rate=rate,
         scan_seconds=scan_seconds,
+        pause_share=PROFILES[options.pace].pause_share,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from psycopg import Cursor, sql
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import Leaf, MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.claiming import fenced
@@ -148,17 +149,28 @@ def quarantine(cursor: Cursor[TupleRow], work: Work, seq: int, error: BaseExcept
     )
 
 
+def release_quarantine(holder: Holder) -> None:
+    """Give rows that an earlier try had to quarantine another one: the sweep takes them up."""
+    with transaction(holder.connection, holder.settings) as cursor:
+        cursor.execute(query("batch", "forget_quarantine"), holder.key)
+        cursor.execute(
+            query("batch", "release_quarantine"),
+            {**holder.key, "reason": SkipReason.MOVED_OR_CHANGED.value},
+        )
+        holder.require_ours(cursor)
+
+
 def check_error_rate(cursor: Cursor[TupleRow], work: Work) -> None:
     """Stop when too many rows are quarantined. Raises ErrorRateError."""
     row = cursor.execute(query("batch", "failures"), work.holder.key).fetchone()
-    failed, done = row or (0, 0)
+    failed, done, said = row or (0, 0, "")
     limit = work.holder.settings.thresholds.error_rate
     if too_many_failures(failed, done=done, planned=work.plan.planned, limit=limit):
         raise ErrorRateError(
-            f"{failed:,} of {done:,} rows were refused by the database: more than {limit:g} %. "
-            "Everything committed so far stays, and each refused row stands in quarantine with its "
-            f"error: see `assetclass status {work.holder.correction_id}`. Mend the cause, then run "
-            "a new correction."
+            f"{failed:,} of {done:,} rows were refused by the database, more than {limit:g} %: "
+            f"{said}. Everything committed so far stays, and each refused row stands in quarantine "
+            f"(`assetclass status {work.holder.correction_id}`). Mend the cause, then run it "
+            "again: it goes on where it stopped, and tries those rows once more."
         )
 
 

@@ -1,10 +1,13 @@
+-- name: month
+width_bucket(m."timestamp", %(months)s::{timestamp_type}[])
+
 -- name: report
 -- One scan of the market table: rows are counted by month, symbol and class, and everything else
 -- is derived from these counts. NULL and '' share a group, told apart by count(asset_class): a third
 -- fewer groups to hash where a table holds both.
 WITH reference AS MATERIALIZED ({categories}),
 counted AS MATERIALIZED (
-    SELECT width_bucket(m."timestamp", %(months)s::{timestamp_type}[]) AS month,
+    SELECT {month} AS month,
            m.symbol::text COLLATE "C" AS symbol,
            nullif(m.asset_class::text COLLATE "C", '') AS asset_class,
            count(*) AS records, count(m.asset_class) AS filled

@@ -185,8 +185,17 @@ ON CONFLICT (correction_id, seq) DO UPDATE
 SET error_code = excluded.error_code, error_message = excluded.error_message
 
 -- name: failures
--- Rows in quarantine, and rows that batches have dealt with.
+-- Rows in quarantine, rows that batches have dealt with, and what was said of the newest one.
 SELECT (SELECT count(*) FROM assetclass.operation_quarantined_row
         WHERE correction_id = %(correction_id)s),
        (SELECT coalesce(sum(last_seq - first_seq + 1), 0)::bigint FROM assetclass.operation_batch
-        WHERE correction_id = %(correction_id)s AND pass = 0)
+        WHERE correction_id = %(correction_id)s AND pass = 0),
+       (SELECT error_message FROM assetclass.operation_quarantined_row
+        WHERE correction_id = %(correction_id)s ORDER BY quarantined_at DESC LIMIT 1)
+
+-- name: forget_quarantine
+DELETE FROM assetclass.operation_quarantined_row WHERE correction_id = %(correction_id)s
+
+-- name: release_quarantine
+UPDATE assetclass.operation_skipped_row SET reason = %(reason)s
+WHERE correction_id = %(correction_id)s AND reason = 'quarantined'

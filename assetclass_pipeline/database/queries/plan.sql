@@ -71,7 +71,7 @@ WITH chosen AS (
     FROM (SELECT c.*, row_number() OVER (ORDER BY c.address) AS place
           FROM chosen c
           {not_planned}) p,
-         (SELECT CASE WHEN %(can_reuse_space)s AND count(*) >= %(visits)s * %(pages)s
+         (SELECT CASE WHEN %(can_reuse_space)s AND count(*) >= %(visits)s::bigint * %(pages)s
                       THEN %(visits)s ELSE 1 END AS number
           FROM chosen) visits
     RETURNING seq
