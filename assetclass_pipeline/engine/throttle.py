@@ -46,8 +46,8 @@ from assetclass_pipeline.settings import Settings
 _Cursor = psycopg.Cursor[TupleRow]
 
 _STATEMENT_SECONDS = 2.0
-# More than the statements of one look may take together before the server itself ends them.
-_SILENT_SECONDS = 15.0
+# More than all statements of one look together may take before the server itself ends them.
+_SILENT_SECONDS = 20.0
 _STATEMENTS = {
     Signal.REPLICATION_LAG: "replication",
     Signal.SLOT_WAL: "slots",
@@ -137,7 +137,7 @@ class Throttle:
         return self._readings(connection, look)
 
     def _opened(self) -> Connection[TupleRow]:
-        if self._connection is None or self._connection.closed:
+        if self._connection is None:
             self._connection = self._connect("throttle")
         return self._connection
 

@@ -64,6 +64,8 @@ def _window(value: object) -> object:
 # A union, because pydantic-settings would take a plain list from the environment as JSON only.
 _Names = Annotated[tuple[str, ...] | None, BeforeValidator(_names)]
 
+_Window = Annotated[str | None, BeforeValidator(_window, json_schema_input_type=str | None)]
+
 
 class ThrottleLimits(WireModel):
     """When an operation waits between two batches; a limit of None turns its signal off.
@@ -118,11 +120,9 @@ class ThrottleLimits(WireModel):
         description="bytes that must stay free for data and WAL, where the server is on this "
         "machine and its directories are visible",
     )
-    window: Annotated[str | None, BeforeValidator(_window, json_schema_input_type=str | None)] = (
-        Field(
-            None,
-            description='"HH:MM-HH:MM" in the settings\' time zone, also over midnight',
-        )
+    window: _Window = Field(
+        None,
+        description='"HH:MM-HH:MM" in the settings\' time zone, also over midnight; outside: wait',
     )
     condition: str | None = Field(
         None,

@@ -251,6 +251,25 @@ def test_a_standby_that_does_not_replay_holds_until_it_does(pair: Pair) -> None:
         until(in_seconds, nothing)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot stop a process")
+def test_a_standby_that_says_nothing_is_behind_too(pair: Pair) -> None:
+    """PostgreSQL's own replay_lag stays what it was at the last answer."""
+    with (
+        psycopg.connect(pair.standby.url(), autocommit=True) as there,
+        throttle_on(pair.url, only(lagSeconds=0.3)) as throttle,
+    ):
+        until(throttle, nothing)
+        receiver = value(there, "SELECT pid FROM pg_stat_wal_receiver")
+        os.kill(receiver, signal.SIGSTOP)
+        try:
+            write_wal(pair.session, 10)
+            (message,) = until(throttle, something)
+            assert message.startswith(f"Standby {STANDBY} is ")
+        finally:
+            os.kill(receiver, signal.SIGCONT)
+        until(throttle, nothing)
+
+
 def test_a_named_standby_that_is_gone_holds_an_unnamed_one_does_not(pair: Pair) -> None:
     with (
         throttle_on(pair.url, only(standbys=[STANDBY])) as naming,
@@ -357,6 +376,8 @@ def test_a_query_on_a_standby_that_feeds_back_holds_vacuum(pair: Pair) -> None:
             (message,) = until(throttle, is_held)
             assert message.startswith("Vacuum is held back since ")
             assert f" {STANDBY};" in message
+            with throttle_on(pair.url, only(oldestTransactionSeconds=DEADLINE)) as later:
+                assert later.reasons() == [], "PostgreSQL does not tell: counted from now on"
             there.rollback()
             until(throttle, nothing)
         finally:
