@@ -68,10 +68,10 @@ def _look(plan: PlanScan, state: PlanState, scan_seconds: float) -> Preflight:
         cursor.execute(query("operation", "new_classes", backup=state.identifier))
         classes = {str(name): int(records) for name, records in cursor.fetchall()}
     records, tables, options = state.planned, plan.tables, plan.options
-    if records < LEAST_ROWS_TO_REHEARSE or options.dry_run:
-        found = check_market(
-            connection, tables, settings, options, new_classes=classes, records=records
-        )
+    found = check_market(
+        connection, tables, settings, options, new_classes=classes, records=records
+    )
+    if options.dry_run or not _is_worth_rehearsing(found):
         return found.model_copy(update={"estimated_seconds": estimate_seconds(records, rate)})
     return preflight(
         connection,
@@ -84,6 +84,13 @@ def _look(plan: PlanScan, state: PlanState, scan_seconds: float) -> Preflight:
         history_rate=rate,
         scan_seconds=scan_seconds,
         pause_share=PROFILES[options.pace].pause_share,
+    )
+
+
+def _is_worth_rehearsing(found: Preflight) -> bool:
+    """Whether there are many rows to write, or triggers that may write something else."""
+    return (found.rows_to_change or 0) >= LEAST_ROWS_TO_REHEARSE or any(
+        trigger.fires for trigger in found.triggers
     )
 
 

@@ -115,7 +115,7 @@ class ThrottleLimits(WireModel):
         "prepared one, a standby's query, a slot",
     )
     free_disk_bytes: ByteSize | None = Field(
-        ByteSize(5 * _GIB),
+        ByteSize(1 * _GIB),
         ge=1,
         description="bytes that must stay free for data and WAL, where the server is on this "
         "machine and its directories are visible",

@@ -27,6 +27,7 @@ from assetclass_pipeline.errors import (
     CorrectionFailedError,
     OperationFencedError,
     OperationInProgressError,
+    PreflightRefusedError,
 )
 from assetclass_pipeline.model.operation import Operation, Phase, SkipReason, Status
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
@@ -41,6 +42,17 @@ from assetclass_pipeline_tests.engine.runs import (
 )
 from assetclass_pipeline_tests.market import Bar, Market
 
+# A trigger's moment, and its body.
+REWRITING: dict[str, tuple[LiteralString, LiteralString]] = {
+    "before": ("BEFORE", "new.asset_class := 'other'; RETURN new;"),
+    "after": (
+        "AFTER",
+        (
+            "IF pg_trigger_depth() = 1 THEN UPDATE public.market_data "
+            "SET asset_class = 'other' WHERE id = new.id; END IF; RETURN NULL;"
+        ),
+    ),
+}
 # Rows of the table and of a batch, half of them to be corrected.
 SIZES = ((20_000, 10_000), (20_000, 100), (2_000, 1_000))
 REFERENCE = (("AAPL", "STOCK"), ("MSFT", "STOCK"), ("BTC", "CRYPTO"), ("EUR", "FOREX"))
@@ -439,23 +451,35 @@ class TestTriggers:
             market.market_identifier,
         )
 
-    def test_one_that_rewrites_the_value_stops_the_correction(self, market: Market) -> None:
-        self.trigger(small(market), "BEFORE", "new.asset_class := 'other'; RETURN new;")
-        with pytest.raises(CorrectionFailedError, match="trigger"):
+    @pytest.mark.parametrize("kind", REWRITING)
+    def test_one_that_rewrites_the_value_is_refused_before_anything_is_touched(
+        self, market: Market, kind: str
+    ) -> None:
+        """Guard: a batch is rehearsed where triggers would fire."""
+        self.trigger(small(market), *REWRITING[kind])
+        versions = market.versions()
+        with pytest.raises(PreflightRefusedError, match="trigger"):
             correct_now(market, request := request_of())
-        assert set(market.classes().values()) == {None}
+        assert market.versions() == versions
         assert operation_of(market, request.correction_id).status is Status.FAILED
 
-    def test_one_that_writes_after_us_stops_the_correction(self, market: Market) -> None:
-        self.trigger(
-            small(market),
-            "AFTER",
-            "IF pg_trigger_depth() = 1 THEN UPDATE public.market_data "
-            "SET asset_class = 'other' WHERE id = new.id; END IF; RETURN NULL;",
-        )
+    @pytest.mark.parametrize("kind", REWRITING)
+    def test_one_that_is_made_in_mid_run_stops_the_correction(
+        self, market: Market, kind: str
+    ) -> None:
+        """Guard: what RETURNING says of the value, and the read-back of what was written."""
+        made: list[Phase] = []
+
+        def make(operation: Operation) -> None:
+            if operation.phase is Phase.CORRECTING and not made:
+                made.append(operation.phase)
+                self.trigger(market, *REWRITING[kind])
+
+        request = request_of(batch_size=4)
         with pytest.raises(CorrectionFailedError, match="trigger"):
-            correct_now(market)
+            correct(small(market).dsn, market.settings, request, observe=make)
         assert set(market.classes().values()) == {None}
+        assert operation_of(market, request.correction_id).status is Status.FAILED
 
     @pytest.mark.parametrize("moved", [False, True])
     def test_one_that_vetoes_leaves_rows_with_their_reason(
