@@ -3,9 +3,10 @@
 Belongs here: batches and sweeps on foreign leaves, and what two servers' commits can leave behind.
 Does not: the plan's scan (plan.py) and rows of this server (batches.py, sweeping.py).
 
-Behind a foreign leaf stands one plain table (market_tables.py refuses all else), so an address there
-names one row: a batch finds its rows where the plan saw them, the sweep finds the rest by key. Rows
-are compared whole, locked, and written by address; postgres_fdw itself writes no other way.
+Behind a foreign leaf stands one plain table (market_tables.py refuses all else), so an address
+there names one row: a batch finds its rows where the plan saw them, the sweep finds the rest by
+key. Rows are compared whole, locked, and written by address; postgres_fdw itself writes no other
+way.
 
 postgres_fdw commits on the other server just before we commit here. When the client, the network
 or our server dies in between, rows are written there that our ledger lacks. So a batch first
@@ -13,8 +14,8 @@ commits, by itself, which of its rows it sees unchanged (`trying`); a later try 
 row with exactly the planned class counts it as corrected, and an event says how many. A row stays
 in doubt until a try could lock it unchanged, or found it written: the lost COMMIT may be on its way
 while the next try looks. A row that an application gave the same class, after it was announced and
-before it could be locked, in a batch whose commit was then lost, is taken for ours: nothing on
-either server could tell them apart.
+before it could be locked, in a batch whose commit was then lost, is taken for ours, and so is a row
+alike in everything of a table without a key: nothing on either server could tell them apart.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,7 +105,7 @@ class ForeignRows:
         rewritten = len(versions) - len(written) + self._written_again(cursor, addresses)
         # What could be locked had its old value still: no earlier try has written that.
         doubtful = sorted(announced.in_doubt & {*seqs} - {*locked})
-        own = self._own(cursor, doubtful, addresses)
+        own = self._own(cursor, doubtful)
         # An earlier try may be committing there this very moment: its other rows stay in doubt.
         _settle(cursor, self.work, sorted({*seqs} - {*doubtful} | {*own}))
         refused = sorted({*locked} - {seq for seq, _, _ in versions})
@@ -157,13 +158,11 @@ class ForeignRows:
         row = cursor.execute(self.read_back(), {"addresses": addresses}).fetchone()
         return len(addresses) - (row[0] if row else 0)
 
-    def _own(
-        self, cursor: Cursor[TupleRow], doubtful: list[int], taken: Sequence[str]
-    ) -> list[int]:
+    def _own(self, cursor: Cursor[TupleRow], doubtful: list[int]) -> list[int]:
         if not doubtful:
             return []
         find = self.find(by_key(cursor, self.work, doubtful), "as_corrected")
-        values = {"seqs": doubtful, "stale_symbols": [], "taken": list(taken)}
+        values = {"seqs": doubtful, "stale_symbols": []}
         return [seq for seq, _ in cursor.execute(find, values)]
 
     def find(self, restricted: sql.Composable, value: str) -> Statement:
@@ -289,7 +288,7 @@ def _announce(
         announced = []
         for place in places:
             find = place.find(restricted, "as_planned")
-            found = cursor.execute(find, {**values, "stale_symbols": [], "taken": []}).fetchall()
+            found = cursor.execute(find, {**values, "stale_symbols": []}).fetchall()
             announced.append(Announced(dict(found), in_doubt))
             tried = {**values, "seqs": [seq for seq, _ in found]}
             cursor.execute(query("by_key", "announce"), tried)

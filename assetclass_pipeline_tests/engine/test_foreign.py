@@ -23,7 +23,7 @@ from assetclass_pipeline.engine.by_key import (
     candidates_statement,
     keys_restrict,
 )
-from assetclass_pipeline.engine.correction import correct
+from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.engine.holding import hold
 from assetclass_pipeline.engine.planned_months import PlannedMonth, planned_months
 from assetclass_pipeline.engine.preview import preview
@@ -103,6 +103,14 @@ def events(market: Market) -> list[tuple[str, dict[str, Any]]]:
             "SELECT event, details FROM assetclass.operation_event ORDER BY id"
         )
     ]
+
+
+def announce(market: Market, request: CorrectionRequest, seqs: str) -> None:
+    """What a try leaves behind of which nobody knows whether the other server committed it."""
+    market.execute(
+        "INSERT INTO assetclass.operation_attempt (correction_id, seqs) VALUES (%s, %s)",
+        values=(request.correction_id, seqs),
+    )
 
 
 def stored(market: Market, number: int) -> list[tuple[Any, ...]]:
@@ -542,13 +550,16 @@ class TestTwoServersCommit:
         assert attempts_left(far) == 0
         assert_accounted(far, operation)
 
-    def test_a_sweep_that_only_the_other_server_committed(self, hasty: Market) -> None:
+    @pytest.mark.parametrize("seconds", [0, 1])
+    def test_a_sweep_that_only_the_other_server_committed(
+        self, hasty: Market, seconds: float
+    ) -> None:
         with row_locked(small(hasty)) as other:
 
             def release(operation: Operation) -> None:
                 if operation.phase is Phase.SWEEPING:
                     other.rollback()
-                    self.lose(hasty, "correction", seconds=0)
+                    self.lose(hasty, "correction", seconds=seconds)
 
             operation = correct(hasty.dsn, hasty.settings, request_of(), observe=release)
         assert hasty.remote("SELECT * FROM to_lose") == []
@@ -567,10 +578,15 @@ class TestTwoServersCommit:
         assert (operation.records_corrected, operation.skipped_by_reason) == (12, {})
         assert_accounted(far, operation)
 
-    def test_a_row_that_another_gave_the_same_class_is_not_ours_once_its_batch_is_settled(
-        self, hasty: Market
-    ) -> None:
-        """Guard: halves of a batch settle their part of what the whole batch announced."""
+    def test_each_batch_settles_its_part_of_an_older_one(self, far: Market) -> None:
+        request = request_of(batch_size=5)
+        plan_now(far, request)
+        announce(far, request, "{[1,13)}")
+        assert correct_now(far, request).records_corrected == 12
+        assert attempts_left(far) == 0
+
+    def test_a_try_that_never_asked_for_commit_leaves_no_doubt(self, hasty: Market) -> None:
+        """Guard: else the row that another gave the same class meanwhile would be ours."""
         market = small(hasty, 20)
         market.remote(
             "ALTER TABLE {} ADD CHECK (id <> 5 OR asset_class IS NULL)", hasty.market_identifier
@@ -660,7 +676,7 @@ class TestWhatTheOtherServerReads:
 
 def asked_there(market: Market, statement: sql.Composed) -> list[str]:
     """What a statement selects on the other server, one text for each time that it is asked."""
-    values = {"seqs": [1], "addresses": ["(0,1)"], "taken": [], "stale_symbols": []}
+    values = {"seqs": [1], "addresses": ["(0,1)"], "stale_symbols": []}
     with (
         connect(market.dsn, market.settings, purpose="test") as connection,
         transaction(connection, market.settings) as cursor,

@@ -77,8 +77,7 @@ WITH {wanted}, standing AS MATERIALIZED (
 SELECT seq, address::text FROM (
     SELECT s.*, dense_rank() OVER (PARTITION BY s.seq ORDER BY s.address) AS place,
            dense_rank() OVER (PARTITION BY s.address ORDER BY s.seq) AS turn
-    FROM standing s
-    WHERE s.address <> ALL (%(taken)s::tid[])) ranked
+    FROM standing s) ranked
 WHERE place = turn
 
 -- name: lock
