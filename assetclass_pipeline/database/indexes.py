@@ -272,6 +272,8 @@ class _Builder:
         if existing is not None and existing.built_by is not None:
             raise _BusyError(f"process {existing.built_by} is building it")
         if table.kind == "p":
+            if self._one(query("indexes", "has_foreign_partitions"), table=table.oid):
+                return self._part_by_part(table, wanted)
             return self._put_together(table, wanted, schema, name, existing)
         if existing is not None:
             self._repair(table, schema, name)
@@ -315,6 +317,21 @@ class _Builder:
             index = sql.Identifier(partition.schema, part)
             self._run_briefly("attach_index", parent=parent, index=index)
         return IndexOutcome.CREATED if existing is None else IndexOutcome.COMPLETED
+
+    def _part_by_part(self, table: _Table, wanted: _Wanted) -> IndexOutcome:
+        """One index for each partition that is here; with foreign ones no whole becomes valid."""
+        self._report(
+            f"{table.full_name} has partitions on other servers: each partition that is here gets "
+            "an index of its own; see to the others on their servers"
+        )
+        outcomes = {
+            self._bring_about(part, wanted, part.schema, index_name(part.name, wanted.suffix))
+            for part in self._partitions(table)
+            if part.kind != "f"
+        } - {IndexOutcome.SKIPPED}
+        if len(outcomes) > 1:
+            return IndexOutcome.COMPLETED
+        return next(iter(outcomes), IndexOutcome.SKIPPED)
 
     def _repair(self, table: _Table, schema: str, name: str) -> None:
         self._report(f"Repairing index {name} on {table.full_name}, which is INVALID")

@@ -303,8 +303,8 @@ def _remote_problems(
         except psycopg.Error as error:
             if connection.broken:
                 raise
-            problem = f"said: {error.diag.message_primary}. Correct its options, user mapping or "
-            problem += "rights there, or detach it."
+            problem = f"said: {error.diag.message_primary}. Correct its column types, options, "
+            problem += "user mapping or rights there, or detach it."
         if problem is not None:
             problems.append(f"{leaf.name} is a foreign table whose server {leaf.server} {problem}")
     return problems

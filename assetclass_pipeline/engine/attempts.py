@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TypeVar
 
-from psycopg import Connection
+from psycopg import Connection, errors
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.engine.gate import Gate, Stop
@@ -28,9 +28,9 @@ Result = TypeVar("Result")
 class Attempts:
     """Does steps of one operation, for all of its threads.
 
-    A transient error is tried again `retry.tries` times. A server that cannot be reached, and a
-    table that others lock, count no tries: that step is waited for, `patience` seconds at most, and
-    while the server is away no other step is started (a circuit breaker).
+    A transient error is tried again `retry.tries` times. A server that cannot be reached, ours or
+    that of a foreign table, and a table that others lock, count no tries: that step is waited for,
+    `patience` seconds at most, and while ours is away no other step is started (a circuit breaker).
     """
 
     def __init__(
@@ -82,10 +82,14 @@ class Attempts:
                 return result
 
     def _wait(self, error: Exception, since: float) -> None:
+        said = what_it_said(error)
         if isinstance(error, DatabaseUnavailableError):
             self._wait_for_server(error, since)
+        elif isinstance(error, errors.LockNotAvailable):
+            self._pause("lock", f"Waits for a lock of another session: {said}.", since)
         else:
-            self._wait_for_lock(error, since)
+            # Ours is there and goes on with what needs the other one not.
+            self._pause("foreign server", f"The server of a foreign table is away: {said}.", since)
 
     def _wait_for_server(self, error: DatabaseUnavailableError, since: float) -> None:
         pause = _FIRST_PAUSE
@@ -103,12 +107,12 @@ class Attempts:
         self._journal.waited("server", seconds)
         self._journal.tell("server_was_away", seconds=round(seconds, 3))
 
-    def _wait_for_lock(self, error: Exception, since: float) -> None:
+    def _pause(self, signal: str, reason: str, since: float) -> None:
         waited = time.monotonic() - since
         pause = min(_FIRST_PAUSE + waited / 2, _LONGEST_PAUSE)
-        self._gate.tell("lock", [f"Waits for a lock of another session: {what_it_said(error)}."])
+        self._gate.tell(signal, [reason])
         try:
             self._stop.wait(pause)
         finally:
-            self._gate.open("lock")
-        self._journal.waited("lock", pause)
+            self._gate.open(signal)
+        self._journal.waited(signal, pause)

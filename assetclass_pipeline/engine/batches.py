@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from assetclass_pipeline.database.connections import set_local, transaction
 from assetclass_pipeline.database.market_tables import Leaf
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.by_key import ForeignRows
+from assetclass_pipeline.engine.by_key import ForeignRows, by_address, trying
 from assetclass_pipeline.engine.conditions import Condition
 from assetclass_pipeline.engine.ranges import Batch
 from assetclass_pipeline.engine.readdressing import take_addresses_afresh
@@ -184,22 +184,22 @@ class Worker:
             skip(cursor, self.work, skipped, reason)
 
     def _there(self, leaf: Leaf, batch: Batch, started: float) -> None:
-        """Rows of another server, by key; it commits just before we do."""
+        """Rows of another server, by their address there; it commits just before we do."""
         work = self.work
         rows = ForeignRows(work, leaf)
         seqs = list(range(batch.first_seq, batch.last_seq + 1))
-        in_doubt = rows.announce(self.connection, seqs)
-        with transaction(self.connection, work.holder.settings) as cursor:
+        with trying(work, self.connection, [rows], seqs, by_address) as (cursor, (announced,)):
             in_range = Condition(
                 query("batch", "in_range"),
                 {"first_seq": batch.first_seq, "last_seq": batch.last_seq},
             )
             ahead = look_ahead(cursor, work, in_range)
-            written = rows.write(cursor, seqs, stale_symbols=ahead.stale_symbols, in_doubt=in_doubt)
+            written = rows.write(cursor, seqs, announced, ahead.stale_symbols)
             refuse_rewritten(work, written.rewritten)
             left = sorted({*seqs} - {*written.corrected})
             self._skip_left(cursor, multirange(left), ahead)
             self._record(cursor, batch, corrected=len(written.corrected), started=started)
+        rows.tell(written)
 
     def _record(
         self, cursor: Cursor[TupleRow], batch: Batch, *, corrected: int, started: float

@@ -6,6 +6,7 @@ batches, which only read ranges of `seq`.
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -177,7 +178,12 @@ def scan_leaves(scan: PlanScan, state: PlanState) -> None:
             if _is_full(scan.options, state):
                 return
             end = min(page + PAGES_PER_CHUNK, pages)
-            scan.holder.attempt_to_write(None, _add_chunk, scan, state, leaf, page, end)
+            add = partial(_add_chunk, scan, state, leaf, page, end)
+            if leaf.kind == "foreign":
+                # All that another server holds is one chunk, however long it takes to read.
+                scan.holder.attempt(add)
+            else:
+                scan.holder.attempt_to_write(None, add)
 
 
 def add_late_rows(scan: PlanScan, state: PlanState) -> None:
@@ -258,8 +264,12 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
         "most": None if most is None else most - state.planned,
     }
     after = state.model_copy(deep=True)
+    session = scan.holder.settings.session
+    seconds = session.scan_timeout if is_foreign else session.statement_timeout
     try:
-        with transaction(scan.connection, scan.holder.settings) as cursor:
+        with transaction(
+            scan.connection, scan.holder.settings, statement_timeout=f"{round(seconds * 1000)}ms"
+        ) as cursor:
             if (landed := _landed(scan, cursor, leaf, end)) is not None:
                 state.segments, state.scanned = landed.segments, landed.scanned
                 return

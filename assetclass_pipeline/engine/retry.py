@@ -29,7 +29,13 @@ _DATA_CLASSES = {"22", "23", "44", "38", "39", "P0"}
 
 def means_waiting(error: BaseException) -> bool:
     """Whether somebody else must finish first: a server that is away, a table that others lock."""
-    return isinstance(error, DatabaseUnavailableError | errors.LockNotAvailable)
+    return isinstance(
+        error,
+        DatabaseUnavailableError
+        | errors.LockNotAvailable
+        # Our server could not reach the one behind a foreign table.
+        | errors.SqlclientUnableToEstablishSqlconnection,
+    )
 
 
 def is_transient(error: BaseException) -> bool:

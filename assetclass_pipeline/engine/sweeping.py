@@ -5,7 +5,7 @@ batches (batches.py), which only ever work by physical address.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import psycopg
@@ -14,7 +14,14 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.by_key import ForeignRows, explain_left
+from assetclass_pipeline.engine.by_key import (
+    Announced,
+    ForeignRows,
+    Written,
+    by_key,
+    explain_left,
+    trying,
+)
 from assetclass_pipeline.engine.conditions import Condition
 from assetclass_pipeline.engine.ranges import Batch
 from assetclass_pipeline.engine.retry import is_data_error
@@ -104,19 +111,16 @@ def _quarantine(work: Work, seq: int, error: psycopg.Error) -> None:
 
 def _sweep_batch(work: Work, number: int, seqs: list[int]) -> int:
     started = time.monotonic()
-    foreign = {leaf.oid: ForeignRows(work, leaf) for leaf in work.tables.foreign_leaves}
-    in_doubt = {leaf: rows.announce(work.holder.connection, seqs) for leaf, rows in foreign.items()}
-    with transaction(work.holder.connection, work.holder.settings) as cursor:
+    foreign = [ForeignRows(work, leaf) for leaf in work.tables.foreign_leaves]
+    with trying(work, work.holder.connection, foreign, seqs, by_key) as (cursor, announced):
         ahead = look_ahead(cursor, work, Condition(query("batch", "in_list"), {"seqs": seqs}))
         rows_left = _RowsLeft(cursor, work, ahead, seqs)
         for table in _tables_here(work):
             rows_left.write_here(table)
-        for leaf, rows in foreign.items():
-            rows_left.write_there(rows, in_doubt[leaf])
+        there = [rows_left.write_there(*place) for place in zip(foreign, announced, strict=True)]
         refuse_rewritten(work, rows_left.rewritten)
         locked = _give_reasons(cursor, work, rows_left.left, ahead.stale_symbols)
-        if ahead.has_triggers or foreign:
-            _set_reason(cursor, work, SkipReason.VETOED, rows_left.refused)
+        _set_reason(cursor, work, SkipReason.VETOED, rows_left.vetoed)
         written = {**work.holder.key, "seqs": rows_left.written}
         cursor.execute(query("batch", "remove_skipped"), written)
         record(
@@ -129,13 +133,18 @@ def _sweep_batch(work: Work, number: int, seqs: list[int]) -> int:
             skipped=len(rows_left.left),
             started=started,
         )
+    for rows, done in zip(foreign, there, strict=True):
+        rows.tell(done)
     # A row that changed while we looked is like a locked one: worth another pass.
     return max(locked, len(rows_left.refused))
 
 
 @dataclass
 class _RowsLeft:
-    """A batch of the sweep: `refused` were locked by us and yet not written."""
+    """A batch of the sweep: `refused` were locked by us and yet not written.
+
+    Those that only a trigger can have kept from it are `vetoed`.
+    """
 
     cursor: Cursor[TupleRow]
     work: Work
@@ -143,6 +152,7 @@ class _RowsLeft:
     seqs: list[int]
     written: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    vetoed: list[int] = field(default_factory=list)
     rewritten: int = 0
 
     @property
@@ -165,14 +175,16 @@ class _RowsLeft:
         self.rewritten += rewritten
         self.written += written
         self.refused += refused
+        self.vetoed += refused if self.ahead.has_triggers else []
 
-    def write_there(self, rows: ForeignRows, in_doubt: Sequence[int]) -> None:
+    def write_there(self, rows: ForeignRows, announced: Announced) -> Written:
         """Rows of a foreign table."""
-        stale = self.ahead.stale_symbols
-        done = rows.write(self.cursor, self.left, stale_symbols=stale, in_doubt=in_doubt)
+        done = rows.write(self.cursor, self.left, announced, self.ahead.stale_symbols)
         self.rewritten += done.rewritten
         self.written += done.corrected
         self.refused += done.refused
+        self.vetoed += done.refused
+        return done
 
 
 def _tables_here(work: Work) -> Iterator[sql.Composable]:

@@ -595,6 +595,15 @@ class TestForeignTables:
                 "",
                 'column "symbol" does not exist',
             ),
+            (
+                [
+                    MARKET,
+                    "CREATE TYPE kind AS ENUM ('STOCK')",
+                    "ALTER TABLE market_data ALTER asset_class TYPE kind USING NULL",
+                ],
+                "",
+                "invalid input value for enum",
+            ),
         ],
     )
     def test_what_cannot_be_corrected_there(

@@ -21,7 +21,13 @@ from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.engine.oracle import Ask, Listing, Oracle, moment_of
 from assetclass_pipeline_tests.engine.runs import correct_now, proof_of, report_of, request_of
-from assetclass_pipeline_tests.market import PARTITIONINGS, Bar, Market, open_market
+from assetclass_pipeline_tests.market import (
+    FOREIGN_PARTITIONINGS,
+    PARTITIONINGS,
+    Bar,
+    Market,
+    open_market,
+)
 
 COMPOSED, COMBINING = "Caf\u00e9", "Cafe\u0301"
 TICKERS = (
@@ -63,7 +69,8 @@ SOUND_LISTINGS: tuple[list[Listing], ...] = (
     [("AAPL", "STOCK"), ("MSFT", " "), ("MSFT", "FX'"), ("100%", "{}"), ("AAPL ", "STOCK ")],
     [],
 )
-EXAMPLES = 60
+SHAPES = sorted(PARTITIONINGS | FOREIGN_PARTITIONINGS)
+EXAMPLES = 72
 
 
 # Every column of every partitioning; ids come several times, and NULLs are all alike.
@@ -145,8 +152,12 @@ def _with_keys(bars: list[Bar]) -> list[Bar]:
 
 @pytest.fixture(scope="module")
 def market(postgres_server: EmbeddedServer) -> Iterator[Market]:
-    """One database for all examples: each makes its tables anew."""
-    with fresh_database(postgres_server) as url, open_market(url) as market:
+    """One database for all examples, and one for foreign parts: each makes its tables anew."""
+    with (
+        fresh_database(postgres_server) as url,
+        fresh_database(postgres_server) as remote_url,
+        open_market(url, remote_dsn=remote_url) as market,
+    ):
         yield market
 
 
@@ -155,7 +166,7 @@ def test_correction_does_exactly_what_the_oracle_says(market: Market, number: in
     draw = Draw(number)
     listed, bars = draw.market()
     schema, table, symbols = draw.choice(NAMES)
-    partitioning = sorted(PARTITIONINGS)[number % len(PARTITIONINGS)]
+    partitioning = SHAPES[number % len(SHAPES)]
     odd_market = replace(
         market, schema=schema, table=table, symbols=symbols, key=KEY, partitioning=partitioning
     )

@@ -177,7 +177,7 @@ WHERE namespace.nspname = %(schema)s::name AND relation.relname = %(table)s::nam
 
 -- name: try_remote_update
 -- No row has this address, so nothing is read, locked or written; yet the other server checks its
--- columns and our rights there.
+-- columns and our rights there, and whether it can compare as the plan will ask it to.
 UPDATE {leaf} AS m SET asset_class = m.asset_class{updated_at}
-WHERE m.ctid = '(0,0)'::tid
+WHERE m.ctid = '(0,0)'::tid AND (m.asset_class IS NULL OR m.asset_class::text = '')
 RETURNING m.id, m.symbol, m."timestamp", m.asset_class

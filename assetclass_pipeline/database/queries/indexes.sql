@@ -62,6 +62,12 @@ JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = relation.relnamespa
 WHERE attached.inhparent = %(table)s AND NOT attached.inhdetachpending
 ORDER BY 2, 3
 
+-- name: has_foreign_partitions
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_partition_tree(%(table)s::oid::regclass) AS part
+    JOIN pg_catalog.pg_class AS relation ON relation.oid = part.relid
+    WHERE relation.relkind = 'f')
+
 -- name: leftovers_of_reindex
 SELECT relation.relname::text
 FROM pg_catalog.pg_index AS indexed
