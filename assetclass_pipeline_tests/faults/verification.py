@@ -83,6 +83,7 @@ def judge(
         + _unlike(replay.rows, state_of(market))
         + len(_correctable(replay) - _listed(market))
         + sum(abs(sum_ - verdict.changed) for sum_ in ledger_sums(market))
+        + unaccounted(market)
     )
     return verdict
 
@@ -96,6 +97,28 @@ def ledger_sums(market: Market) -> tuple[int, int]:
         "  JOIN assetclass.operation o USING (correction_id) WHERE NOT o.dry_run)"
     )[0]
     return int(batches), int(summaries)
+
+
+def unaccounted(market: Market) -> int:
+    """Planned rows of operations that succeeded, of which they tell nothing, or tell it twice.
+
+    The next operation would correct them, so the table alone may look right.
+    """
+    return int(
+        market.value(
+            "SELECT coalesce(sum(greatest(abs(o.records_planned - ledger.told),"
+            "                abs(o.records_planned - ledger.corrected - skipped.records))), 0)"
+            " FROM assetclass.operation o"
+            " CROSS JOIN LATERAL ("
+            "  SELECT coalesce(sum(last_seq - first_seq + 1) FILTER (WHERE pass = 0), 0) AS told,"
+            "         coalesce(sum(records_corrected), 0) AS corrected"
+            "  FROM assetclass.operation_batch b WHERE b.correction_id = o.correction_id) ledger"
+            " CROSS JOIN LATERAL ("
+            "  SELECT count(*) AS records FROM assetclass.operation_skipped_row s"
+            "  WHERE s.correction_id = o.correction_id) skipped"
+            " WHERE o.status = 'succeeded' AND NOT o.dry_run"
+        )
+    )
 
 
 def rows_at_risk(market: Market) -> int:
