@@ -56,7 +56,7 @@ def test_defaults() -> None:
         "archiveBacklog": 64,
         "blockedSeconds": 0.5,
         "oldestTransactionSeconds": 3600,
-        "freeDiskBytes": 5120 * MIB,
+        "freeDiskBytes": 1024 * MIB,
         "window": None,
         "condition": None,
         "pollSeconds": 1.0,
