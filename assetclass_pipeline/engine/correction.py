@@ -45,6 +45,7 @@ from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.work import Work, release_quarantine
 from assetclass_pipeline.errors import (
     AssetClassError,
+    CorrectionFailedError,
     DatabaseUnavailableError,
     OperationFencedError,
 )
@@ -277,16 +278,28 @@ def _correct(correction: Correction, state: PlanState) -> None:
     tempo = Tempo(correction.options, state.planned, lambda: holder.tuning, stored)
     work = Work(holder, correction.tables, state, correction.options, tempo)
     correction.enter(Phase.CORRECTING)
-    crew = Crew(work, correction.again(lambda: open_ranges(work)))
+    ranges = correction.again(lambda: open_ranges(work))
+    while True:
+        _do_batches(correction, Crew(work, ranges))
+        # This commit waits for the disk, and with it all batches that did not.
+        correction.enter(Phase.SWEEPING)
+        ranges = correction.again(lambda: open_ranges(work))
+        if ranges.is_empty:
+            break
+        # The server crashed meanwhile, or a standby took over, and forgot its last commits.
+        holder.journal.tell("batches_were_lost")
+        correction.enter(Phase.CORRECTING)
+    sweep(work, correction.again(lambda: next_pass(work)))
+
+
+def _do_batches(correction: Correction, crew: Crew) -> None:
     with crew.at_work():
         reported = time.monotonic()
         while crew.goes_on():
             if time.monotonic() - reported >= OBSERVE_INTERVAL:
                 correction.report()
                 reported = time.monotonic()
-    holder.stop.check()
-    correction.enter(Phase.SWEEPING)
-    sweep(work, correction.again(lambda: next_pass(work)))
+    correction.holder.stop.check()
 
 
 def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, int]:
@@ -345,6 +358,8 @@ def _end(
         with transaction(
             correction.connection, correction.settings, statement_timeout="0"
         ) as cursor:
+            if not correction.options.dry_run:
+                _require_whole_plan(correction, cursor, state)
             _summarise(correction, cursor, state)
             if dropped:
                 drop_plan(cursor, state)
@@ -352,6 +367,19 @@ def _end(
 
     correction.again(end)
     correction.report()
+
+
+def _require_whole_plan(correction: Correction, cursor: Cursor[TupleRow], state: PlanState) -> None:
+    """What a failover may have forgotten since the batches ended. Raises CorrectionFailedError."""
+    key = {"correction_id": correction.holder.correction_id}
+    row = cursor.execute(query("operation", "covered_seqs"), key).fetchone()
+    left = state.planned - (int(row[0]) if row else 0)
+    if left:
+        raise CorrectionFailedError(
+            f"The server lost batches of operation {correction.holder.correction_id} after it had "
+            f"confirmed them (a crash, or a standby that took over): {left:,} planned rows are "
+            "open. Run it again to go on where it stopped."
+        )
 
 
 def _estimate_error(correction: Correction) -> float | None:

@@ -123,13 +123,18 @@ def load_plan(holder: Holder) -> PlanState | None:
             return state
         used = cursor.execute(query("operation", "covered_seqs"), by_key).fetchone()
         if used is not None and used[0]:
-            raise CorrectionFailedError(
-                f"The plan of operation {holder.correction_id} was lost: its table was dropped or, "
-                "unlogged for want of a backup, emptied when the server crashed. What was "
-                "corrected stays corrected; start a new correction for the rest."
-            )
+            raise plan_lost(holder)
         drop_plan(cursor, state)
     return None
+
+
+def plan_lost(holder: Holder) -> CorrectionFailedError:
+    """The error of a correction whose plan is gone or empty, after some rows were corrected."""
+    return CorrectionFailedError(
+        f"The plan of operation {holder.correction_id} was lost: its table was dropped or, "
+        "unlogged for want of a backup, emptied when the server crashed. What was "
+        "corrected stays corrected; start a new correction for the rest."
+    )
 
 
 def _has_rows(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> bool:

@@ -15,7 +15,7 @@ from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.claiming import fenced
 from assetclass_pipeline.engine.conditions import Condition, blanks_of
 from assetclass_pipeline.engine.holding import Holder
-from assetclass_pipeline.engine.plan import PlanState
+from assetclass_pipeline.engine.plan import PlanState, plan_lost
 from assetclass_pipeline.engine.ranges import Batch
 from assetclass_pipeline.engine.retry import is_transient, what_it_said
 from assetclass_pipeline.engine.tempo import Tempo
@@ -68,7 +68,11 @@ class Ahead:
 
 
 def look_ahead(cursor: Cursor[TupleRow], work: Work, in_batch: Condition, leaf: int = 0) -> Ahead:
-    """Look at the planned rows of a batch, their symbols, the table's triggers, the leaf's file."""
+    """Look at the planned rows of a batch, their symbols, the table's triggers, the leaf's file.
+
+    Raises CorrectionFailedError when none of them is in the plan any more: without a backup its
+    table is unlogged, and a crash of the server, which we may outlive, has emptied it.
+    """
     row = cursor.execute(
         query(
             "batch",
@@ -85,7 +89,7 @@ def look_ahead(cursor: Cursor[TupleRow], work: Work, in_batch: Condition, leaf: 
         },
     ).fetchone()
     if row is None or row[2] is None:
-        return Ahead([], True, "(0,0)", "(0,0)", None)
+        raise plan_lost(work.holder)
     return Ahead(list(row[0]), bool(row[1]), row[2], row[3], row[4])
 
 
