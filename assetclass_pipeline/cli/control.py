@@ -3,19 +3,23 @@
 Belongs here: parsing, writing the wish down, printing what became of it. Does not: obeying it.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import psycopg
 import typer
 from psycopg.rows import TupleRow
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from assetclass_pipeline.cli import presentation
+from assetclass_pipeline.cli.correction import end_run, run_when_free
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
+from assetclass_pipeline.engine.claiming import refuse_while_active
 from assetclass_pipeline.engine.control import (
     ask_to_cancel,
     ask_to_pause,
@@ -24,7 +28,7 @@ from assetclass_pipeline.engine.control import (
 )
 from assetclass_pipeline.engine.control import tune as tune_operation
 from assetclass_pipeline.engine.operations import Unfinished, get_operation, scope_of
-from assetclass_pipeline.errors import InvalidOptionsError
+from assetclass_pipeline.errors import InvalidOptionsError, OperationInProgressError
 from assetclass_pipeline.model.operation import RESUMABLE, Operation
 from assetclass_pipeline.model.options import CorrectionOptions, Pace, describe_problems
 from assetclass_pipeline.model.tuning import Tuning
@@ -48,6 +52,9 @@ def _records(purpose: str) -> Iterator[tuple[_Connection, Settings, str]]:
         connect(dsn, settings, purpose=purpose) as connection,
     ):
         schema.require_schema(connection)
+        # One whose process died is not active any more; nobody would hear what is asked of it.
+        with suppress(OperationInProgressError):
+            refuse_while_active(connection, settings)
         yield connection, settings, dsn
 
 
@@ -75,20 +82,10 @@ def resume(correction_id: OperationId = None, as_json: AsJson = False) -> None:
         operation = get_operation(connection, settings, named)
         if operation.status in RESUMABLE:
             left = Unfinished(named, scope_of(connection, settings, named))
-            _run(dsn, settings, operation, left, as_json=as_json)
+            options = CorrectionOptions.model_validate(operation.options)
+            end_run(run_when_free(dsn, settings, options, resume=left), as_json=as_json)
             return
     _ask(ask_to_resume, named, "It goes on.", as_json=as_json)
-
-
-def _run(
-    dsn: str, settings: Settings, operation: Operation, left: Unfinished, *, as_json: bool
-) -> None:
-    # Here, not above: Dagster takes seconds to import, and the other commands need none of it.
-    from assetclass_pipeline.cli.correction import end_run  # noqa: PLC0415
-    from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
-
-    options = CorrectionOptions.model_validate(operation.options)
-    end_run(run_correction(dsn, settings, options, resume=left), as_json=as_json)
 
 
 def tune(
@@ -129,11 +126,16 @@ def tune(
     _ask(ask, correction_id, "Its next batch goes by that.", as_json=as_json)
 
 
-def _limit(said: str) -> tuple[str, str]:
-    name, equals, value = said.partition("=")
-    if not equals or not name:
+def _limit(said: str) -> tuple[str, object]:
+    """A limit under the name that it has on the wire; a number or null is no text."""
+    name, _, value = (part.strip() for part in said.partition("="))
+    if not name or not value:
         raise InvalidOptionsError(f"--throttle {said}: write it as NAME=VALUE, like lag_seconds=5.")
-    return name.strip(), value.strip()
+    try:
+        number = json.loads(value)
+    except ValueError:
+        return to_camel(name), value
+    return to_camel(name), number if isinstance(number, (int, float, type(None))) else value
 
 
 def _ask(ask: _Ask, correction_id: str | None, done: str, *, as_json: bool) -> None:

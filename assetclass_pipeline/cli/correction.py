@@ -21,11 +21,11 @@ from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.engine.analysis import analyse
 from assetclass_pipeline.engine.claiming import refuse_while_active
-from assetclass_pipeline.engine.operations import get_operation, operation_status
+from assetclass_pipeline.engine.operations import Unfinished, get_operation, operation_status
 from assetclass_pipeline.engine.preview import preview as preview_correction
 from assetclass_pipeline.engine.validation import validate as validate_rows
 from assetclass_pipeline.errors import CorrectionFailedError
-from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.model.operation import RESUMABLE, Operation
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings, load_settings
 
@@ -142,15 +142,32 @@ def execute(
     with open_database(settings) as dsn:
         if settings.database_url is None:
             schema.upgrade(dsn, settings)
-        _refuse_what_cannot_run(dsn, settings, options)
-        # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
-        from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
-
-        run = run_correction(dsn, settings, options, reason=reason, ticket=ticket)
-        if run.operation is None:
-            # Somebody else may have been quicker between our look and the run's claim.
-            _refuse_what_cannot_run(dsn, settings, options)
+        run = run_when_free(dsn, settings, options, reason=reason, ticket=ticket)
     end_run(run, as_json=as_json)
+
+
+def run_when_free(
+    dsn: str,
+    settings: Settings,
+    options: CorrectionOptions,
+    *,
+    reason: str | None = None,
+    ticket: str | None = None,
+    resume: Unfinished | None = None,
+) -> "CorrectionRun":
+    """Run a correction through Dagster, a new one or the one to resume.
+
+    Raises OperationInProgressError while another operation is active, and MarketTablesError.
+    """
+    _refuse_what_cannot_run(dsn, settings, options)
+    # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
+    from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
+
+    run = run_correction(dsn, settings, options, reason=reason, ticket=ticket, resume=resume)
+    if not run.worked:
+        # Somebody else may have been quicker between our look and the run's claim.
+        _refuse_what_cannot_run(dsn, settings, options)
+    return run
 
 
 def _refuse_what_cannot_run(dsn: str, settings: Settings, options: CorrectionOptions) -> None:
@@ -174,7 +191,17 @@ def end_run(run: "CorrectionRun", *, as_json: bool) -> None:
     if operation is None:
         raise CorrectionFailedError(message)
     presentation.show_error(message)
+    if _is_half_done(operation):
+        presentation.aside().print(_goes_on(operation), style="yellow", soft_wrap=True)
     raise typer.Exit(FAILED)
+
+
+def _is_half_done(operation: Operation) -> bool:
+    return bool(operation.records_planned) and operation.status in RESUMABLE
+
+
+def _goes_on(operation: Operation) -> str:
+    return f"`assetclass resume {operation.correction_id}` goes on where it stopped."
 
 
 def _stopped(run: "CorrectionRun") -> str:
@@ -183,9 +210,8 @@ def _stopped(run: "CorrectionRun") -> str:
         return "Stopped before any row was changed. `assetclass execute` starts again."
     return (
         f"Stopped between two batches: {operation.records_corrected:,} of "
-        f"{operation.records_planned:,} rows are corrected and stay so. `assetclass execute` "
-        f"corrects the rest as a new operation; re-executing run {run.run_id} in the UI goes on "
-        "with this one."
+        f"{operation.records_planned:,} rows are corrected and stay so. {_goes_on(operation)} "
+        "`assetclass execute` corrects the rest as a new operation."
     )
 
 

@@ -54,6 +54,11 @@ class CorrectionRun:
     operation: Operation | None
     checks: list[CheckOutcome]
 
+    @property
+    def worked(self) -> bool:
+        """Whether it got as far as claiming its operation."""
+        return self.operation is not None and self.operation.run_id == self.run_id
+
 
 def run_correction(
     dsn: str,

@@ -5,8 +5,9 @@ the values are, and the demo's story.
 """
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import IO, TYPE_CHECKING
 
@@ -50,6 +51,7 @@ _SEVERITIES = {
     "warn": ("careful", "yellow"),
     "info": ("note", "dim"),
 }
+_UPPER = re.compile("[A-Z]")
 
 
 def for_people() -> Console:
@@ -240,11 +242,7 @@ def show_preview(console: Console, preview: "Preview") -> None:
 
 def show_preflight(console: Console, preflight: "Preflight") -> None:
     """What a correction would meet, the gravest first; then the batch that was rehearsed."""
-    lines = [
-        Text.assemble((f"{_SEVERITIES[finding.severity][0]}: ", _SEVERITIES[finding.severity][1]))
-        + Text(finding.message)
-        for finding in preflight.findings
-    ]
+    lines = [_finding(finding.severity, finding.message) for finding in preflight.findings]
     if (rehearsal := preflight.rehearsal) is not None:
         lines.append(
             Text(
@@ -256,6 +254,21 @@ def show_preflight(console: Console, preflight: "Preflight") -> None:
         title = "Preflight: a correction is refused" if preflight.refusals else "Preflight"
         console.print(section(title, bullets(lines)))
     console.print(Text("Nothing was changed. `assetclass execute` with the same options does it."))
+
+
+def _finding(severity: str, message: str) -> Text:
+    word, style = _SEVERITIES[severity]
+    return Text(f"{word}: ", style) + Text(message)
+
+
+def _grave_findings(operation: "Operation") -> list[Text]:
+    """What the preflight of an operation warned of; what is only good to know is in a preview."""
+    findings = (operation.preflight or {}).get("findings", [])
+    return [
+        _finding(finding["severity"], finding["message"])
+        for finding in findings
+        if finding["severity"] != "info"
+    ]
 
 
 def show_validation(console: Console, validation: "Validation") -> None:
@@ -287,6 +300,8 @@ def show_operation(console: Console, operation: "Operation") -> None:
     console.print(Padding(_facts(_operation_facts(operation)), (0, 0, 1, 2), expand=False))
     if operation.error is not None:
         console.print(section("Error", Text(f"{operation.error.message} ({operation.error.code})")))
+    if grave := _grave_findings(operation):
+        console.print(section("Preflight", bullets(grave)))
     if operation.changes:
         console.print(section("Changes", changes_table(operation)))
     if operation.quarantined:
@@ -311,9 +326,22 @@ def events_table(operation: "Operation") -> Table:
     made = table("when (UTC)", "what", "who", "details")
     for event in operation.events[:_MOST_CHANGES]:
         when = (_moment(event.happened_at) or "-").removesuffix(" UTC")
-        details = ", ".join(f"{name} {value}" for name, value in event.details.items())
+        details = ", ".join(_details(event.details))
         made.add_row(when, Text(event.event.replace("_", " ")), Text(event.actor), Text(details))
     return made
+
+
+def _details(details: Mapping[str, object]) -> Iterator[str]:
+    """Each detail with its name as the command line writes it."""
+    for name, value in sorted(details.items(), key=lambda entry: isinstance(entry[1], Mapping)):
+        if isinstance(value, Mapping):
+            yield from (f"{name} {entry}" for entry in _details(value))
+        else:
+            yield f"{_UPPER.sub(_lowered, name)} {'off' if value is None else value}"
+
+
+def _lowered(upper: re.Match[str]) -> str:
+    return f"_{upper[0].lower()}"
 
 
 def status_text(status: str) -> Text:
@@ -348,12 +376,15 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
         )
         facts["skipped"] = skipped
     optional = {
-        "batches": f"{count(operation.batches_done)} of {count(operation.batches_total)}",
+        "batches": f"{count(operation.batches_done)} of {count(operation.batches_total)}"
+        if operation.batches_total
+        else None,
         "rows a second": count(round(operation.records_per_second or 0))
         if operation.records_per_second
         else None,
         "started": _moment(operation.started_at),
         "took": duration(operation.duration_seconds) if operation.duration_seconds else None,
+        "estimated": _estimate_line(operation),
         "asked by": operation.requested_by or None,
         "reason": operation.reason,
         "ticket": operation.ticket,
@@ -363,18 +394,30 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
         "rollback of": operation.rollback_of,
         "rolled back by": operation.rolled_back_by,
         "batches of": _pacing_line(operation),
-        "waits": " ".join(operation.throttle) or None,
         "waited": _waits_line(operation),
         "window ends": _moment(operation.window_ends_at) if operation.is_active else None,
     }
-    return facts | {name: Text(value) for name, value in optional.items() if value}
+    facts |= {name: Text(value) for name, value in optional.items() if value}
+    if operation.throttle:
+        facts["waits now"] = Text(" ".join(operation.throttle), "yellow")
+    return facts
 
 
 def _pacing_line(operation: "Operation") -> str | None:
     if operation.pacing is None or not operation.is_active:
         return None
-    workers = operation.pacing.workers
-    return f"{count(operation.pacing.batch_size)} rows, {workers} at once"
+    return f"{count(operation.pacing.batch_size)} rows x {operation.pacing.workers}"
+
+
+def _estimate_line(operation: "Operation") -> str | None:
+    if operation.estimated_seconds is None:
+        return None
+    low, high = operation.estimated_seconds.low, operation.estimated_seconds.high
+    line = f"{duration(low)} to {duration(high)}"
+    error = operation.estimate_error_percent
+    if not error:
+        return line if error is None else f"{line}, which was right"
+    return f"{line}; it took {abs(error):.0f} % {'longer' if error > 0 else 'less'}"
 
 
 def _waits_line(operation: "Operation") -> str | None:
@@ -416,7 +459,7 @@ def show_status(console: Console, status: "OperationStatus") -> None:
         show_operation(console, status.current_operation)
     if not status.recent_operations:
         console.print(
-            Text("None that changed rows is on record; --include-all shows the others as well.")
+            Text("No ended operation changed rows; --include-all shows the others as well.")
         )
         return
     made = table(

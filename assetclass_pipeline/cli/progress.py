@@ -6,18 +6,19 @@ Belongs here: watching the operation on a connection of its own. Does not: runni
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import psycopg
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 from assetclass_pipeline.cli.presentation import aside, count, duration
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.errors import AssetClassError
-from assetclass_pipeline.model.operation import Operation, Phase
+from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline.settings import Settings
 
 _INTERVAL = 0.5
@@ -82,6 +83,8 @@ def _watch(
 
 
 def _doing(operation: Operation) -> str:
+    if operation.status is Status.PAUSED:
+        return "paused"
     return _WORDS.get(operation.phase, str(operation.phase))
 
 
@@ -99,11 +102,32 @@ def _figures(operation: Operation) -> str:
     return ", ".join(parts)
 
 
+def _waits_for(operation: Operation) -> str:
+    """Why no batch is started now, if so."""
+    return f"waits: {' '.join(operation.throttle)}" if operation.throttle else ""
+
+
+def _pacing(operation: Operation) -> str:
+    if operation.pacing is None or operation.phase is not Phase.CORRECTING:
+        return ""
+    return f"batches of {count(operation.pacing.batch_size)} x {operation.pacing.workers}"
+
+
+class _BarAndLine(Progress):
+    """The bar, and a line of its own below: beside it there is no room on a usual terminal."""
+
+    line = Text()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield self.line
+
+
 class _Bar:
     """A bar that a terminal redraws and that vanishes at the end."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
+        self._progress = _BarAndLine(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             TaskProgressColumn(),
@@ -123,6 +147,13 @@ class _Bar:
 
     def show(self, operation: Operation) -> None:
         known = bool(operation.records_planned)
+        waits = _waits_for(operation)
+        self._progress.line = Text(
+            waits or _pacing(operation),
+            style="yellow" if waits else "dim",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
         self._progress.update(
             self._task,
             description=_doing(operation),
@@ -133,11 +164,11 @@ class _Bar:
 
 
 class _Lines:
-    """A line at each new phase and every ten seconds, for logs."""
+    """A line at each new phase, when it waits or goes on, and every ten seconds, for logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._phase: Phase | None = None
+        self._doing: tuple[str, bool] | None = None
         self._printed = 0.0
 
     def __enter__(self) -> None:
@@ -148,8 +179,14 @@ class _Lines:
 
     def show(self, operation: Operation) -> None:
         now = time.monotonic()
-        if operation.phase is self._phase and now - self._printed < _BETWEEN_LINES:
+        doing = (_doing(operation), bool(operation.throttle))
+        if doing == self._doing and now - self._printed < _BETWEEN_LINES:
             return
-        self._phase, self._printed = operation.phase, now
-        figures = _figures(operation)
-        self._console.print(f"{_doing(operation)}{': ' if figures else ''}{figures}")
+        self._doing, self._printed = doing, now
+        said = (_figures(operation), _pacing(operation), _waits_for(operation))
+        figures = ", ".join(part for part in said if part)
+        self._console.print(
+            f"{_doing(operation)}{': ' if figures else ''}{figures}",
+            no_wrap=True,
+            overflow="ellipsis",
+        )

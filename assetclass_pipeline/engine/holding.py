@@ -184,6 +184,7 @@ class Holder:
         last_heard = time.monotonic()
         connection: Connection[TupleRow] | None = None
         last_beat = 0.0
+        told: list[str] = []
         while not self._ended.wait(CONTROL_INTERVAL):
             self._check_deadline()
             for session in self._sessions:
@@ -191,10 +192,14 @@ class Holder:
                     self.journal.tell("connection_stalled")
             try:
                 connection = connection or self._watching_connection()
-                due = time.monotonic() - last_beat >= self.settings.heartbeat_interval
+                reasons = self.gate.reasons
+                # Whether it waits, and why, is not to be old news in the status.
+                due = bool(reasons) != bool(told) or (
+                    time.monotonic() - last_beat >= self.settings.heartbeat_interval
+                )
                 self._hear(connection, beat=due)
                 last_heard = time.monotonic()
-                last_beat = last_heard if due else last_beat
+                last_beat, told = (last_heard, reasons) if due else (last_beat, told)
             except (psycopg.Error, DatabaseUnavailableError):
                 if connection is not None:
                     connection.close()
