@@ -14,7 +14,7 @@ commits, by itself, which of its rows it sees unchanged (`trying`); a later try 
 row with exactly the planned class counts it as corrected, and an event says how many. A row stays
 in doubt until a try could lock it unchanged, or found it written: the lost COMMIT may be on its way
 while the next try looks. A row that an application gave the same class, after it was announced and
-before it could be locked, in a batch whose commit was then lost, is taken for ours, and so is a row
+before it could be locked, by a try whose end nobody saw, is taken for ours, and so may be a row
 alike in everything of a table without a key: nothing on either server could tell them apart.
 """
 
@@ -37,7 +37,7 @@ ANSWER_SECONDS = 1.5
 # Each time-out halves what is tried next; after so many in one batch the rest is for the sweep.
 MOST_TIMEOUTS = 12
 # One remote answer for all rows: a nested loop would ask again for each.
-_SETTINGS = {"enable_nestloop": "off"}
+SETTINGS = {"enable_nestloop": "off"}
 _TIMED_OUT = (errors.QueryCanceled, errors.LockNotAvailable)
 _HELD_BY_OTHERS = (*_TIMED_OUT, errors.SerializationFailure, errors.DeadlockDetected)
 
@@ -95,7 +95,7 @@ class ForeignRows:
 
         Raises psycopg.Error for whatever the other server refuses.
         """
-        set_local(cursor, self.work.holder.settings, **_SETTINGS)
+        set_local(cursor, self.work.holder.settings, **SETTINGS)
         cursor.execute(query("by_key", "enter", leaf=self.leaf.identifier))
         found = {seq: announced.addresses[seq] for seq in seqs if seq in announced.addresses}
         locked = self._lock(cursor, found, stale_symbols)
@@ -125,7 +125,7 @@ class ForeignRows:
     ) -> dict[int, str]:
         """The rows that are locked for us now; those that others hold are left out."""
         seconds = self.work.holder.settings.session.lock_timeout + ANSWER_SECONDS
-        limits = {**_SETTINGS, "statement_timeout": f"{round(seconds * 1000)}ms"}
+        limits = {**SETTINGS, "statement_timeout": f"{round(seconds * 1000)}ms"}
         lock, locked, timeouts = self.lock(), list[tuple[int, str]](), 0
         waiting = [[*found.items()]] if found else []
         while waiting and timeouts < MOST_TIMEOUTS:
@@ -140,7 +140,7 @@ class ForeignRows:
                 if len(part) > 1:
                     half = len(part) // 2
                     waiting += [part[half:], part[:half]]
-        set_local(cursor, self.work.holder.settings, **_SETTINGS)
+        set_local(cursor, self.work.holder.settings, **SETTINGS)
         return dict(locked)
 
     def _correct(
@@ -280,7 +280,7 @@ def _announce(
     if not places:
         return []
     with transaction(connection, work.holder.settings) as cursor:
-        set_local(cursor, work.holder.settings, **_SETTINGS)
+        set_local(cursor, work.holder.settings, **SETTINGS)
         values = {**work.holder.key, "seqs": list(seqs)}
         rows = cursor.execute(query("by_key", "in_doubt"), values).fetchall()
         in_doubt = frozenset(row[0] for row in rows)
