@@ -37,6 +37,8 @@ class Link:
         self._flows.set()
         self._swallows = threading.Event()
         self._cut = threading.Event()
+        self._ending = threading.Lock()
+        self._ended = 0
         self.threads = [
             threading.Thread(target=self._forward, args=(client, server, self._towards_server)),
             threading.Thread(target=self._forward, args=(server, client, self._towards_client)),
@@ -44,6 +46,11 @@ class Link:
         for thread in self.threads:
             thread.daemon = True
             thread.start()
+
+    @property
+    def port(self) -> int:
+        """Where the server sees the client: `client_port` of pg_stat_activity."""
+        return int(self._server.getsockname()[1])
 
     @property
     def is_open(self) -> bool:
@@ -59,7 +66,6 @@ class Link:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            end.close()
 
     def stall(self) -> None:
         """Forward nothing any more; both ends stay open and are acknowledged by the kernel."""
@@ -77,6 +83,15 @@ class Link:
                 self._flows.wait()
                 target.sendall(pass_on(data))
         self.cut()
+        self._close()
+
+    def _close(self) -> None:
+        # By the last of the two threads: a number that is free again would be another link's.
+        with self._ending:
+            self._ended += 1
+            if self._ended == len(self.threads):
+                self._client.close()
+                self._server.close()
 
     def _towards_server(self, data: bytes) -> bytes:
         moment = self._proxy.take_commit(data)
