@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
-from psycopg import Cursor, sql
+from psycopg import Cursor, errors, sql
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.batches import LEDGER_KEYS
 from assetclass_pipeline.engine.by_key import ForeignRows, explain_left
 from assetclass_pipeline.engine.conditions import Condition
 from assetclass_pipeline.engine.ranges import Batch
@@ -84,6 +85,8 @@ def _sweep(work: Work, number: int, seqs: list[int]) -> int:
     try:
         return work.holder.attempt_to_write(None, _sweep_batch, work, number, seqs)
     except psycopg.Error as error:
+        if _was_done(error):
+            return len(seqs)
         if not is_data_error(error):
             raise
         if len(seqs) == 1:
@@ -91,6 +94,11 @@ def _sweep(work: Work, number: int, seqs: list[int]) -> int:
             return 0
         half = len(seqs) // 2
         return _sweep(work, number, seqs[:half]) + _sweep(work, number, seqs[half:])
+
+
+def _was_done(error: psycopg.Error) -> bool:
+    """Whether COMMIT had arrived and its answer had not: who was locked gets another pass."""
+    return isinstance(error, errors.UniqueViolation) and error.diag.constraint_name in LEDGER_KEYS
 
 
 def _quarantine(work: Work, seq: int, error: psycopg.Error) -> None:
