@@ -63,18 +63,26 @@ class Attempts:
         Raises the step's own error once it is not worth another try, and the cause of a stop.
         """
 
+        held = 0.0
+
         def once() -> Result:
-            with self._gate.entered(to_write=to_write), session.at_work(longest):
-                return step()
+            nonlocal held
+            asked = time.monotonic()
+            with self._gate.entered(to_write=to_write):
+                held += time.monotonic() - asked
+                with session.at_work(longest):
+                    return step()
 
         since: float | None = None
         while True:
+            held = 0.0
             try:
                 result = retrying(self.retry, self._stop)(once)
             except Exception as error:
                 if not means_waiting(error) or self._stop.is_set():
                     raise
-                since = since or time.monotonic()
+                # Patience is for what the step waits for, not for a pause or the throttle.
+                since = time.monotonic() if since is None else since + held
                 if time.monotonic() - since > self._patience:
                     raise
                 self._wait(error, since)
@@ -92,27 +100,29 @@ class Attempts:
             self._pause("foreign server", f"The server of a foreign table is away: {said}.", since)
 
     def _wait_for_server(self, error: DatabaseUnavailableError, since: float) -> None:
-        pause = _FIRST_PAUSE
         self._gate.close("server", [f"The server is away: {error}"])
         try:
-            while not self._stop.wait(pause) and time.monotonic() - since <= self._patience:
-                try:
-                    with closing(self._connect("is it back")):
-                        break
-                except DatabaseUnavailableError:
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+            with self._journal.waiting("server"):
+                self._try_to_connect(since)
         finally:
             self._gate.open("server")
-        seconds = time.monotonic() - since
-        self._journal.waited("server", seconds)
-        self._journal.tell("server_was_away", seconds=round(seconds, 3))
+        self._journal.tell("server_was_away", seconds=round(time.monotonic() - since, 3))
+
+    def _try_to_connect(self, since: float) -> None:
+        pause = _FIRST_PAUSE
+        while not self._stop.wait(pause) and time.monotonic() - since <= self._patience:
+            try:
+                with closing(self._connect("is it back")):
+                    return
+            except DatabaseUnavailableError:
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _pause(self, signal: str, reason: str, since: float) -> None:
         waited = time.monotonic() - since
         pause = min(_FIRST_PAUSE + waited / 2, _LONGEST_PAUSE)
         self._gate.tell(signal, [reason])
         try:
-            self._stop.wait(pause)
+            with self._journal.waiting(signal):
+                self._stop.wait(pause)
         finally:
             self._gate.open(signal)
-        self._journal.waited(signal, pause)

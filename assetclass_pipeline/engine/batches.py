@@ -32,7 +32,7 @@ from assetclass_pipeline.engine.work import (
 )
 from assetclass_pipeline.model.operation import SkipReason
 
-_LEDGER_KEYS = {"operation_batch_pkey", "operation_skipped_row_pkey"}
+LEDGER_KEYS = {"operation_batch_pkey", "operation_skipped_row_pkey"}
 # Only the address may drive the join of a batch: with these off no other plan is left.
 BATCH_SETTINGS = {"enable_hashjoin": "off", "enable_mergejoin": "off"}
 # symbols is small and always in memory: with the default cost of a random page the planner reads
@@ -101,15 +101,18 @@ class Worker:
             for half in batch.halves():
                 self.correct(half)
             return
-        self.work.holder.attempt_to_write(self._session, self._quarantine, batch, error)
+        quarantining = partial(self._quarantine, error)
+        self.work.holder.attempt_to_write(self._session, self._timed, quarantining, batch)
+        self.work.holder.attempt_to_write(self._session, self._check_error_rate)
 
-    def _quarantine(self, batch: Batch, error: Exception) -> None:
-        started = time.monotonic()
+    def _quarantine(self, error: Exception, batch: Batch, started: float) -> None:
         with transaction(self.connection, self.work.holder.settings) as cursor:
             quarantine(cursor, self.work, batch.first_seq, error)
             seqs = f"{{[{batch.first_seq},{batch.last_seq}]}}"
             skip(cursor, self.work, seqs, SkipReason.QUARANTINED)
             self._record(cursor, batch, corrected=0, started=started)
+
+    def _check_error_rate(self) -> None:
         with transaction(self.connection, self.work.holder.settings, read_only=True) as cursor:
             check_error_rate(cursor, self.work)
 
@@ -120,7 +123,7 @@ class Worker:
         except errors.UniqueViolation as error:
             # The connection was lost while COMMIT was on its way, and it had arrived: the ledger
             # holds this batch, and this second try was rolled back.
-            if error.diag.constraint_name not in _LEDGER_KEYS:
+            if error.diag.constraint_name not in LEDGER_KEYS:
                 raise
         except Exception as error:
             if shows_contention(error):

@@ -306,31 +306,18 @@ def _array_cast(column_type: str) -> sql.SQL:
     return sql.SQL("::text" if column_type.startswith("character varying") else "")
 
 
-def candidates_statement(tables: MarketTables, backup: sql.Identifier, leaf: Leaf) -> Statement:
-    """What one leaf holds under the ids of planned rows."""
-    return query(
-        "by_key",
-        "candidates",
-        wanted=query("by_key", "wanted", backup=backup),
-        leaf=leaf.identifier,
-        id_cast=_array_cast(tables.id_type),
-        same_row=query("by_key", "same_row"),
-        value=query("by_key", "as_planned"),
-    )
-
-
 def explain_left(
     cursor: Cursor[TupleRow],
-    tables: MarketTables,
-    backup: sql.Identifier,
+    work: Work,
+    places: Iterable[sql.Composable],
     seqs: Sequence[int],
     stale_symbols: Sequence[str],
 ) -> dict[SkipReason, list[int]]:
-    """Why rows could not be written, from every leaf that may hold them, here or elsewhere."""
+    """Why rows could not be written, from every table that may hold them, here or elsewhere."""
     found: dict[int, tuple[bool, bool, bool]] = {}
-    for leaf in tables.leaves:
-        statement = candidates_statement(tables, backup, leaf)
-        values = {"seqs": list(seqs), "stale_symbols": list(stale_symbols)}
+    values = {"seqs": list(seqs), "stale_symbols": list(stale_symbols)}
+    for place in places:
+        statement = candidates(work, place)
         for seq, without_id, exists, unchanged in cursor.execute(statement, values):
             before = found.get(seq, (without_id, False, False))
             found[seq] = (without_id, before[1] or exists, before[2] or unchanged)
@@ -340,6 +327,19 @@ def explain_left(
         reason = _reason(*found[seq]) if seq in found else SkipReason.CLASS_CHANGED
         reasons.setdefault(reason, []).append(seq)
     return reasons
+
+
+def candidates(work: Work, place: sql.Composable) -> Statement:
+    """What one table holds under the ids of planned rows."""
+    return query(
+        "by_key",
+        "candidates",
+        wanted=query("by_key", "wanted", backup=work.plan.identifier),
+        leaf=place,
+        id_cast=_array_cast(work.tables.id_type),
+        same_row=query("by_key", "same_row"),
+        value=query("by_key", "as_planned"),
+    )
 
 
 def _reason(without_id: bool, exists: bool, unchanged: bool) -> SkipReason:

@@ -31,6 +31,8 @@ from assetclass_pipeline.settings import Settings
 ADVISORY_CLASS = 0x61636C73
 # So many heartbeats missed, and no session holds the advisory lock: nobody needs to wait longer.
 MISSED_BEATS = 3
+# A claim of one of these is the next process of the same run.
+_GOING_ON = {Status.RUNNING, Status.PAUSED}
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def claim(connection: Connection[TupleRow], settings: Settings, request: Correct
                 {**by_key, "run_id": request.run_id, "stop_at": request.stop_at},
             ).fetchone()
             epoch = int(claimed[0]) if claimed else 0
-            if row is None or Status(row[0]) is not Status.RUNNING:
-                # Picked up from the step before, a request to cancel that came meanwhile holds.
+            if row is None or Status(row[0]) not in _GOING_ON:
+                # Picked up from the step before, what was asked of it meanwhile holds.
                 cursor.execute(
                     query("control", "ask"),
                     {**by_key, "wanted": "run", "wanted_by": request.requested_by},

@@ -112,7 +112,7 @@ class Correction:
         if self.observe is None:
             return
         try:
-            operation = self.operation()
+            operation = self.holder.once(self.operation)
         except (psycopg.Error, DatabaseUnavailableError) as error:
             # The server may come back before the batches give up; nobody needs this one report.
             if not is_transient(error):
@@ -202,7 +202,7 @@ def _begun(
             raise
         except BaseException:
             with suppress(AssetClassError, psycopg.Error):
-                _keep_summary(correction)
+                correction.holder.once(lambda: _keep_summary(correction))
             raise
 
 
@@ -358,6 +358,8 @@ def _end(
         with transaction(
             correction.connection, correction.settings, statement_timeout="0"
         ) as cursor:
+            if _has_ended(correction, cursor):
+                return
             if not correction.options.dry_run:
                 _require_whole_plan(correction, cursor, state)
             _summarise(correction, cursor, state)
@@ -367,6 +369,13 @@ def _end(
 
     correction.again(end)
     correction.report()
+
+
+def _has_ended(correction: Correction, cursor: Cursor[TupleRow]) -> bool:
+    """Whether COMMIT had arrived and its answer had not: then an unlogged plan is gone already."""
+    key = {"correction_id": correction.holder.correction_id}
+    row = cursor.execute(query("control", "state"), key).fetchone()
+    return row is not None and row[:2] == (Status.SUCCEEDED, correction.holder.epoch)
 
 
 def _require_whole_plan(correction: Correction, cursor: Cursor[TupleRow], state: PlanState) -> None:

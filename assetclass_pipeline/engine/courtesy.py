@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from assetclass_pipeline.engine.holding import Holder
+from assetclass_pipeline.engine.retry import what_it_said
 from assetclass_pipeline.engine.throttle import Throttle
-from assetclass_pipeline.errors import InvalidOptionsError
+from assetclass_pipeline.errors import CorrectionFailedError, InvalidOptionsError
 from assetclass_pipeline.model.throttle import Reason, ThrottleLimits, with_changes
 
 _CLOSER = "throttle"
@@ -48,6 +49,18 @@ class Courtesy:
         self._holder.gate.open(_CLOSER)
 
     def _watch(self) -> None:
+        """Without it nobody would open the gate or close it: then the operation ends."""
+        try:
+            self._watch_until_the_end()
+        except Exception as error:  # noqa: BLE001 - a thread's error must reach those who work
+            self._holder.stop.because(
+                CorrectionFailedError(
+                    f"The throttle of operation {self._holder.correction_id} broke: "
+                    f"{what_it_said(error)}. Everything committed stays; run it again to go on."
+                )
+            )
+
+    def _watch_until_the_end(self) -> None:
         looked_at = time.monotonic()
         with self._throttle as throttle:
             while not self._ended.is_set():

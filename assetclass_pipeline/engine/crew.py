@@ -42,8 +42,9 @@ class Crew:
         """Batches in flight end before the context does, whatever ends it."""
         try:
             yield
-        except BaseException:
-            self._work.holder.stop.set()
+        except BaseException as error:
+            # With a cause, or who waits at the gate would go in.
+            self._work.holder.stop.because(explain(error, self._work))
             raise
         finally:
             for worker in self._workers:

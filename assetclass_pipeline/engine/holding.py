@@ -17,6 +17,7 @@ import psycopg
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
+from pydantic import ValidationError
 
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import query
@@ -32,7 +33,7 @@ from assetclass_pipeline.engine.gate import Gate, Stop
 from assetclass_pipeline.engine.journal import Journal
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.engine.retry import what_it_said
-from assetclass_pipeline.engine.session import Session
+from assetclass_pipeline.engine.session import Session, given_up_after
 from assetclass_pipeline.errors import (
     AssetClassError,
     CorrectionFailedError,
@@ -48,6 +49,7 @@ from assetclass_pipeline.settings import Settings
 CONTROL_INTERVAL = 0.5
 # Beside what the server may take for a statement: its answer's way to us.
 _ANSWER_SECONDS = 15.0
+_HELD = {Status.RUNNING, Status.PAUSED}
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -85,7 +87,6 @@ class Holder:
         self._paused_at: float | None = None
         self._session = Session(lambda: self.connect("correction"))
         self._sessions = [self._session]
-        self._statement_ended = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
@@ -153,6 +154,12 @@ class Holder:
             to_write=True,
         )
 
+    def once(self, step: Callable[[], Result]) -> Result:
+        """Do a step on the own connection once and past the gate; a stop does not end it."""
+        longest = self.settings.session.statement_timeout + _ANSWER_SECONDS
+        with self._session.at_work(longest, may_be_ended=False):
+            return step()
+
     @property
     def key(self) -> dict[str, object]:
         """What every statement about this operation is bound to."""
@@ -181,34 +188,49 @@ class Holder:
             raise fenced(self.correction_id)
 
     def _watch(self) -> None:
-        last_heard = time.monotonic()
-        connection: Connection[TupleRow] | None = None
-        last_beat = 0.0
-        told: list[str] = []
-        while not self._ended.wait(CONTROL_INTERVAL):
-            self._check_deadline()
-            for session in self._sessions:
-                if session.cut_if_stalled():
-                    self.journal.tell("connection_stalled")
-            try:
-                connection = connection or self._watching_connection()
-                reasons = self.gate.reasons
-                # Whether it waits, and why, is not to be old news in the status.
-                due = bool(reasons) != bool(told) or (
-                    time.monotonic() - last_beat >= self.settings.heartbeat_interval
+        """Without it nobody would obey, and nothing that stalls be cut: then the operation ends."""
+        try:
+            self._watch_until_the_end()
+        except Exception as error:  # noqa: BLE001 - a thread's error must reach those who work
+            self.stop.because(
+                CorrectionFailedError(
+                    f"The heartbeat of operation {self.correction_id} broke: "
+                    f"{what_it_said(error)}. Everything committed stays; run it again to go on."
                 )
-                self._hear(connection, beat=due)
-                last_heard = time.monotonic()
-                last_beat, told = (last_heard, reasons) if due else (last_beat, told)
-            except (psycopg.Error, DatabaseUnavailableError):
-                if connection is not None:
-                    connection.close()
-                connection = None
-                self._check_silence(time.monotonic() - last_heard)
-            if self.stop.is_set():
-                self._end_statement()
-        if connection is not None:
-            connection.close()
+            )
+            self._session.end_statement()
+
+    def _watch_until_the_end(self) -> None:
+        session = Session(self._watching_connection)
+        last_heard, last_beat = time.monotonic(), 0.0
+        told: list[str] = []
+        try:
+            while not self._ended.wait(CONTROL_INTERVAL):
+                self._check_deadline()
+                self._cut_what_stalls()
+                try:
+                    reasons = self.gate.reasons
+                    # Whether it waits, and why, is not to be old news in the status.
+                    due = bool(reasons) != bool(told) or (
+                        time.monotonic() - last_beat >= self.settings.heartbeat_interval
+                    )
+                    with given_up_after(session.connection, _ANSWER_SECONDS):
+                        self._hear(session.connection, beat=due)
+                    last_heard = time.monotonic()
+                    last_beat, told = (last_heard, reasons) if due else (last_beat, told)
+                except (psycopg.Error, DatabaseUnavailableError):
+                    session.close()
+                    self._check_silence(time.monotonic() - last_heard)
+                if self.stop.is_set():
+                    # A scan may run for an hour: who asks to stop need not wait for it.
+                    self._session.end_statement()
+        finally:
+            session.close()
+
+    def _cut_what_stalls(self) -> None:
+        for session in self._sessions:
+            if session.cut_if_stalled():
+                self.journal.tell("connection_stalled")
 
     def _check_silence(self, seconds: float) -> None:
         if seconds > max(self.settings.heartbeat_stale_after, self.settings.patience):
@@ -218,12 +240,6 @@ class Holder:
                     "run it again to go on where it stopped."
                 )
             )
-
-    def _end_statement(self) -> None:
-        """A scan of the whole table may run for an hour: who asks to stop need not wait for it."""
-        if not self._statement_ended:
-            self._statement_ended = True
-            self._session.end_statement()
 
     def _watching_connection(self) -> Connection[TupleRow]:
         connection = self.connect("heartbeat")
@@ -244,6 +260,11 @@ class Holder:
         # Without a higher epoch nobody but ourselves ends the operation.
         if row is None or row[1] != self.epoch:
             self.stop.because(fenced(self.correction_id))
+            return
+        if row[0] not in _HELD:
+            # We have just ended it: who asked for something then came too late, and must not hold
+            # up, or call off, what is only told now.
+            self.gate.open("pause")
             return
         self._obey(connection, wanted=row[2], by=row[3], window_closed=row[5])
         self._tune(row[4])
@@ -301,7 +322,11 @@ class Holder:
         self.gate.open("pause")
 
     def _tune(self, stored: object) -> None:
-        tuning = Tuning.model_validate(stored)
+        try:
+            tuning = Tuning.model_validate(stored)
+        except ValidationError:
+            # Checked when it was asked for; another version of this program may have been asked.
+            return
         if tuning != self.tuning:
             self.tuning = tuning
 

@@ -5,6 +5,10 @@ their commands write themselves (control.py).
 """
 
 import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 from psycopg import Cursor
@@ -25,6 +29,8 @@ class Journal:
         self._events: list[Event] = []
         self._waits: dict[str, float] = {}
         self._seconds_waited = 0.0
+        self._waiting: Counter[str] = Counter()
+        self._waiting_since: dict[str, float] = {}
         self._writing: tuple[int, dict[str, float]] = (0, {})
         self._guard = threading.Lock()
 
@@ -42,8 +48,26 @@ class Journal:
     def waited(self, signal: str, seconds: float) -> None:
         """The operation was held by `signal` for so many seconds."""
         with self._guard:
-            self._seconds_waited += seconds
-            self._waits[signal] = self._waits.get(signal, 0.0) + seconds
+            self._add(signal, seconds)
+
+    @contextmanager
+    def waiting(self, signal: str) -> Iterator[None]:
+        """The time in here is held by `signal`; of several threads at once it counts once."""
+        with self._guard:
+            if not self._waiting[signal]:
+                self._waiting_since[signal] = time.monotonic()
+            self._waiting[signal] += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._waiting[signal] -= 1
+                if not self._waiting[signal]:
+                    self._add(signal, time.monotonic() - self._waiting_since[signal])
+
+    def _add(self, signal: str, seconds: float) -> None:
+        self._seconds_waited += seconds
+        self._waits[signal] = self._waits.get(signal, 0.0) + seconds
 
     def write(self, cursor: Cursor[TupleRow]) -> None:
         """Write all entries in the open transaction; `written` forgets them once it committed."""

@@ -21,6 +21,7 @@ class Session:
         self._open = open_connection
         self._connection: Connection[TupleRow] | None = None
         self._deadline: float | None = None
+        self._may_be_ended = False
         self._guard = threading.Lock()
 
     @property
@@ -31,16 +32,19 @@ class Session:
         return self._connection
 
     @contextmanager
-    def at_work(self, longest: float) -> Iterator[None]:
-        """A step that must have ended after `longest` seconds, or its connection is cut."""
+    def at_work(self, longest: float, *, may_be_ended: bool = True) -> Iterator[None]:
+        """A step that must have ended after `longest` seconds, or its connection is cut.
+
+        One that `may_be_ended` is given up as soon as the operation stops.
+        """
         with self._guard:
-            outer = self._deadline
-            self._deadline = time.monotonic() + longest
+            outer = self._deadline, self._may_be_ended
+            self._deadline, self._may_be_ended = time.monotonic() + longest, may_be_ended
         try:
             yield
         finally:
             with self._guard:
-                self._deadline = outer
+                self._deadline, self._may_be_ended = outer
 
     def cut_if_stalled(self) -> bool:
         """Cut a connection whose step should have ended long ago; returns whether it was.
@@ -54,19 +58,19 @@ class Session:
             if not stalled or connection is None or connection.closed:
                 return False
             self._deadline = None
-            with (
-                suppress(OSError, psycopg.Error),
-                socket.socket(fileno=_duplicate(connection)) as wire,
-            ):
-                wire.shutdown(socket.SHUT_RDWR)
+            _cut(connection)
             return True
 
     def end_statement(self) -> None:
-        """Ask the server to end the statement that runs on this connection, if any."""
-        connection = self._connection
-        if connection is not None and not connection.closed:
-            with suppress(psycopg.Error):
-                connection.cancel_safe(timeout=5)
+        """Ask the server to end the statement of the step at work, if that one may be ended.
+
+        The step cannot leave meanwhile, or what comes after it would be ended instead.
+        """
+        with self._guard:
+            connection = self._connection
+            if self._may_be_ended and connection is not None and not connection.closed:
+                with suppress(psycopg.Error):
+                    connection.cancel_safe(timeout=5)
 
     def close(self) -> None:
         """Close the connection if there is one."""
@@ -75,6 +79,24 @@ class Session:
                 self._connection.close()
 
 
-def _duplicate(connection: Connection[TupleRow]) -> int:
+@contextmanager
+def given_up_after(connection: Connection[TupleRow], seconds: float) -> Iterator[None]:
+    """Cut the connection of a server that is silent for so long: libpq would wait for ever."""
+    timer = threading.Timer(seconds, _cut, [connection])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        # It may be at it just now, and the descriptor could be another connection's soon.
+        timer.join()
+
+
+def _cut(connection: Connection[TupleRow]) -> None:
     # A descriptor of its own: closing it must not close the one that libpq uses.
-    return socket.dup(connection.fileno())
+    with (
+        suppress(OSError, psycopg.Error),
+        socket.socket(fileno=socket.dup(connection.fileno())) as wire,
+    ):
+        wire.shutdown(socket.SHUT_RDWR)

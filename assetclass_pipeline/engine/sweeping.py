@@ -5,15 +5,16 @@ batches (batches.py), which only ever work by physical address.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import psycopg
-from psycopg import Cursor, sql
+from psycopg import Cursor, errors, sql
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.batches import LEDGER_KEYS
 from assetclass_pipeline.engine.by_key import (
     Announced,
     ForeignRows,
@@ -91,6 +92,8 @@ def _sweep(work: Work, number: int, seqs: list[int]) -> int:
     try:
         return work.holder.attempt_to_write(None, _sweep_batch, work, number, seqs)
     except psycopg.Error as error:
+        if _was_done(error):
+            return len(seqs)
         if not is_data_error(error):
             raise
         if len(seqs) == 1:
@@ -98,6 +101,11 @@ def _sweep(work: Work, number: int, seqs: list[int]) -> int:
             return 0
         half = len(seqs) // 2
         return _sweep(work, number, seqs[:half]) + _sweep(work, number, seqs[half:])
+
+
+def _was_done(error: psycopg.Error) -> bool:
+    """Whether COMMIT had arrived and its answer had not: who was locked gets another pass."""
+    return isinstance(error, errors.UniqueViolation) and error.diag.constraint_name in LEDGER_KEYS
 
 
 def _quarantine(work: Work, seq: int, error: psycopg.Error) -> None:
@@ -165,8 +173,11 @@ class _RowsLeft:
         statement = query(
             "batch",
             "correct_by_key",
-            backup=self.work.plan.identifier,
             market=table,
+            wanted=query("by_key", "wanted", backup=self.work.plan.identifier),
+            restricted=by_key(self.cursor, self.work, self.left),
+            same_row=query("by_key", "same_row"),
+            value=query("by_key", "as_planned"),
             set_updated_at=set_updated_at(self.work.tables),
         )
         values = {"seqs": self.left, "stale_symbols": self.ahead.stale_symbols}
@@ -203,27 +214,11 @@ def _give_reasons(
     cursor: Cursor[TupleRow], work: Work, left: list[int], stale_symbols: list[str]
 ) -> int:
     """Write why each row was left; returns how many are locked by others."""
-    by_reason: Mapping[SkipReason, list[int]]
-    if work.tables.foreign_leaves:
-        by_reason = explain_left(cursor, work.tables, work.plan.identifier, left, stale_symbols)
-    else:
-        by_reason = _explain_here(cursor, work, left, stale_symbols)
+    places = [*_tables_here(work), *(leaf.identifier for leaf in work.tables.foreign_leaves)]
+    by_reason = explain_left(cursor, work, places, left, stale_symbols)
     for reason, seqs in by_reason.items():
         _set_reason(cursor, work, reason, seqs)
     return len(by_reason.get(SkipReason.LOCKED, []))
-
-
-def _explain_here(
-    cursor: Cursor[TupleRow], work: Work, left: list[int], stale_symbols: list[str]
-) -> dict[SkipReason, list[int]]:
-    cursor.execute(
-        query("batch", "explain_skipped", backup=work.plan.identifier, market=work.tables.market),
-        {"seqs": left, "stale_symbols": stale_symbols},
-    )
-    by_reason: dict[SkipReason, list[int]] = {}
-    for seq, reason in cursor.fetchall():
-        by_reason.setdefault(SkipReason(reason), []).append(seq)
-    return by_reason
 
 
 def _set_reason(cursor: Cursor[TupleRow], work: Work, reason: SkipReason, seqs: list[int]) -> None:

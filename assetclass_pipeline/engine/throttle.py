@@ -6,8 +6,6 @@ Belongs here: one short read-only look at all signals. Does not: what follows fr
 
 import ipaddress
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +22,7 @@ from psycopg.rows import TupleRow
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.retry import what_it_said
+from assetclass_pipeline.engine.session import given_up_after
 from assetclass_pipeline.errors import DatabaseUnavailableError
 from assetclass_pipeline.model.throttle import (
     BlockedSession,
@@ -128,7 +127,7 @@ class Throttle:
             return Readings()
         try:
             connection = self._opened()
-            with _given_up_after(connection, self._silent_after):
+            with given_up_after(connection, self._silent_after):
                 look = self._look(connection, limits)
         except (psycopg.Error, DatabaseUnavailableError) as error:
             self.close()
@@ -319,25 +318,3 @@ def _free_disk(directories: list[str]) -> dict[str, int]:
         with suppress(OSError):
             found.setdefault(path.stat().st_dev, (str(path), shutil.disk_usage(path).free))
     return dict(found.values())
-
-
-@contextmanager
-def _given_up_after(connection: Connection[TupleRow], seconds: float) -> Iterator[None]:
-    """Cut the connection of a server that is silent for so long: libpq would wait for ever."""
-    timer = threading.Timer(seconds, _cut, [connection])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        # It may be at it just now, and the descriptor could be another connection's soon.
-        timer.join()
-
-
-def _cut(connection: Connection[TupleRow]) -> None:
-    with (
-        suppress(OSError, psycopg.Error),
-        socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as duplicate,
-    ):
-        duplicate.shutdown(socket.SHUT_RDWR)

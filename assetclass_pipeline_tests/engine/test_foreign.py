@@ -20,7 +20,7 @@ from assetclass_pipeline.engine.analysis import any_correctable, correctable_mon
 from assetclass_pipeline.engine.by_key import (
     ForeignRows,
     Nulls,
-    candidates_statement,
+    candidates,
     keys_restrict,
 )
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
@@ -672,9 +672,8 @@ class TestWhatTheOtherServerReads:
                 (asked,) = asked_there(market, statement)
                 assert "ctid = ANY (" in asked
             assert "FOR UPDATE" in asked_there(market, rows.lock())[0]
-            backup = work.plan.identifier
-            candidates = candidates_statement(work.tables, backup, work.tables.leaves[0])
-            assert "id = ANY (" in asked_there(market, candidates)[0]
+            looked_at = candidates(work, work.tables.leaves[0].identifier)
+            assert "id = ANY (" in asked_there(market, looked_at)[0]
 
 
 def asked_there(market: Market, statement: sql.Composed) -> list[str]:

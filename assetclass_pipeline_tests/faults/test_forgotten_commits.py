@@ -1,11 +1,12 @@
 """The server crashes and forgets batches that it had confirmed: their commits do not wait for it.
 
-The correction outlives the crash, so its own idea of what is done is wrong then; the ledger's is not.
+The correction outlives the crash: its own idea of what is done is wrong then, the ledger's is not.
 """
 
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -37,7 +38,7 @@ def forgetful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         yield victim
 
 
-def crash_in_mid_run(victim: Victim, market: Market, **options: object) -> Operation | Exception:
+def crash_in_mid_run(victim: Victim, market: Market, **options: Any) -> Operation | Exception:
     """How a correction ended whose server died, and came back, after a hundred batches."""
     # Fewer heartbeats: each of them waits for the disk, and takes the batches before it along.
     quiet = market.settings.model_copy(

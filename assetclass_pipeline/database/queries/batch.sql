@@ -76,17 +76,10 @@ JOIN ONLY {leaf} m ON m.ctid = written.address
 -- name: correct_by_key
 -- The sweep: rows that moved are found again by key, through the parent, whatever leaf they are in
 -- now. Old value and symbol are compared too: a renamed ticker must not get its old class.
-WITH wanted AS MATERIALIZED (
-    SELECT b.* FROM {backup} b
-    WHERE b.seq = ANY (%(seqs)s) AND b.symbol::text <> ALL (%(stale_symbols)s)
-), found AS MATERIALIZED (
-    SELECT b.seq, m.tableoid AS leaf, m.ctid AS address, b.corrected_asset_class
-    FROM wanted b
-    JOIN {market} m
-      ON m.id = b.id
-     AND m.symbol::text = b.symbol::text
-     AND m."timestamp" IS NOT DISTINCT FROM b."timestamp"
-     AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text
+WITH {wanted}, found AS MATERIALIZED (
+    SELECT w.seq, m.tableoid AS leaf, m.ctid AS address, w.corrected_asset_class
+    FROM wanted w CROSS JOIN {market} m
+    WHERE {restricted} AND {same_row} AND {value}
     FOR NO KEY UPDATE OF m SKIP LOCKED
 ), taken AS MATERIALIZED (
     -- Of rows alike in everything, the n-th planned one takes the n-th.
@@ -112,22 +105,6 @@ FROM changed
 
 -- name: set_updated_at
 , updated_at = CURRENT_TIMESTAMP
-
--- name: explain_skipped
--- Why each row that the sweep could not write is as it is.
-SELECT b.seq,
-       CASE WHEN b.symbol::text = ANY (%(stale_symbols)s) THEN 'class_changed_in_symbols'
-            WHEN b.id IS NULL THEN 'moved_or_changed'
-            WHEN m.id IS NULL THEN 'deleted'
-            WHEN m.symbol::text IS NOT DISTINCT FROM b.symbol::text
-             AND m."timestamp" IS NOT DISTINCT FROM b."timestamp"
-             AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text THEN 'locked'
-            ELSE 'changed_by_others' END
-FROM {backup} b
-LEFT JOIN LATERAL (
-    SELECT * FROM {market} m WHERE m.id = b.id
-    ORDER BY m."timestamp" IS NOT DISTINCT FROM b."timestamp" DESC LIMIT 1) m ON true
-WHERE b.seq = ANY (%(seqs)s)
 
 -- name: record_batch
 -- The fence, last statement of the batch: FOR SHARE on the operation row makes a take-over wait for

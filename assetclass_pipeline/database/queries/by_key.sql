@@ -1,6 +1,7 @@
--- Rows that another server holds (postgres_fdw). Each statement restricts what the other server
--- reads, by an array of addresses or of keys: a plain join would fetch the whole table and compare it
--- here. Behind a foreign table stands one plain table, so that an address there names one row.
+-- Rows found by their key, and all rows that another server holds (postgres_fdw). What the other
+-- server reads is restricted by an array of addresses or of keys: a plain join would fetch the whole
+-- table and compare it here. Behind a foreign table stands one plain table, so that an address there
+-- names one row.
 
 -- name: add_rows
 -- All correctable rows of one foreign leaf in one statement, in physical order.
@@ -47,13 +48,14 @@ wanted AS MATERIALIZED (
 m.ctid = ANY (ARRAY(SELECT address FROM wanted)) AND m.ctid = w.address
 
 -- name: by_symbol
-m.symbol = ANY (ARRAY(SELECT DISTINCT symbol{symbol_cast} FROM wanted))
+m.symbol = ANY (ARRAY(SELECT DISTINCT symbol{symbol_cast} FROM wanted)) AND m.symbol = w.symbol
 
 -- name: by_id
 m.id = ANY (ARRAY(SELECT id{id_cast} FROM wanted)) AND m.id = w.id
 
 -- name: by_time
 m."timestamp" = ANY (ARRAY(SELECT DISTINCT "timestamp" FROM wanted))
+  AND m."timestamp" = w."timestamp"
 
 -- name: same_row
 m.symbol::text = w.symbol::text

@@ -94,8 +94,9 @@ SET status = %(status)s, finished_at = clock_timestamp(), error = %(error)s
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status IN ('running', 'paused')
 
 -- name: park
+-- A second try finds it parked: COMMIT had arrived, its answer had not.
 UPDATE assetclass.operation SET status = 'planned', phase = 'planned'
-WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status IN ('running', 'planned')
 
 -- name: plan_of
 SELECT o.plan, o.options, o.range_start, o.range_end, h.pacing
