@@ -13,7 +13,7 @@ from psycopg import Cursor, errors, sql
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import transaction
-from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.database.queries import Statement, query
 from assetclass_pipeline.engine.batches import LEDGER_KEYS
 from assetclass_pipeline.engine.by_key import (
     Announced,
@@ -170,16 +170,7 @@ class _RowsLeft:
 
     def write_here(self, table: sql.Composable) -> None:
         """Rows of a table of this server."""
-        statement = query(
-            "batch",
-            "correct_by_key",
-            market=table,
-            wanted=query("by_key", "wanted", backup=self.work.plan.identifier),
-            restricted=by_key(self.cursor, self.work, self.left),
-            same_row=query("by_key", "same_row"),
-            value=query("by_key", "as_planned"),
-            set_updated_at=set_updated_at(self.work.tables),
-        )
+        statement = sweep_statement(self.cursor, self.work, table, self.left)
         values = {"seqs": self.left, "stale_symbols": self.ahead.stale_symbols}
         row = self.cursor.execute(statement, values).fetchone()
         _, rewritten, written, refused = row or (0, 0, [], [])
@@ -196,6 +187,22 @@ class _RowsLeft:
         self.refused += done.refused
         self.vetoed += done.refused
         return done
+
+
+def sweep_statement(
+    cursor: Cursor[TupleRow], work: Work, table: sql.Composable, seqs: list[int]
+) -> Statement:
+    """Writes planned rows of a table of this server wherever their key finds them."""
+    return query(
+        "batch",
+        "correct_by_key",
+        market=table,
+        wanted=query("by_key", "wanted", backup=work.plan.identifier),
+        restricted=by_key(cursor, work, seqs),
+        same_row=query("by_key", "same_row"),
+        value=query("by_key", "as_planned"),
+        set_updated_at=set_updated_at(work.tables),
+    )
 
 
 def _tables_here(work: Work) -> Iterator[sql.Composable]:

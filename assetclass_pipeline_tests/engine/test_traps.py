@@ -21,6 +21,7 @@ from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.engine.holding import Holder, hold
 from assetclass_pipeline.engine.plan import PlanState
 from assetclass_pipeline.engine.ranges import Batch
+from assetclass_pipeline.engine.sweeping import sweep_statement
 from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.work import Work, set_updated_at
 from assetclass_pipeline.errors import (
@@ -556,6 +557,32 @@ class TestPlan:
         on_market = {node["Node Type"] for node in of_market}
         assert on_market == {"Tid Scan", "ModifyTable"}, json.dumps(nodes)[:2000]
         assert not {n["Node Type"] for n in nodes} & {"Hash Join", "Merge Join"}
+
+    @pytest.mark.every_postgres
+    @pytest.mark.parametrize("key", ["PRIMARY KEY (id)", 'UNIQUE (symbol, "timestamp")'])
+    def test_moved_rows_are_found_by_the_index_that_their_key_has(
+        self, make_market: MakeMarket, key: LiteralString
+    ) -> None:
+        market = make_market(key=key).fill(20_000, missing_every=2)
+        request = request_of(workers=1)
+        plan_now(market, request)
+        with (
+            hold(market.dsn, market.settings, request) as holder,
+            late_worker(market, holder, request) as (worker, work),
+            transaction(worker.connection, market.settings) as cursor,
+        ):
+            seqs = list(range(1, 101))
+            statement = sweep_statement(cursor, work, work.tables.market, seqs)
+            cursor.execute(
+                sql.SQL("EXPLAIN (FORMAT JSON) ") + statement, {"seqs": seqs, "stale_symbols": []}
+            )
+            row = cursor.fetchone()
+        assert row is not None
+        nodes = list(plan_nodes(row[0][0]["Plan"]))
+        on_market = {
+            node["Node Type"] for node in nodes if node.get("Relation Name") == "market_data"
+        }
+        assert "Seq Scan" not in on_market, json.dumps(nodes)[:3000]
 
 
 def plan_nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
