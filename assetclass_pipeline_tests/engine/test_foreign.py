@@ -1,10 +1,11 @@
 """Rows that another server holds: corrected through postgres_fdw, as safely as rows of ours."""
 
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, LiteralString
 
 import psycopg
@@ -457,6 +458,35 @@ def released_when(market: Market, reason: str, release: Callable[[], object]) ->
     assert seen.is_set()
 
 
+@contextmanager
+def writing(market: Market, ids: range) -> Iterator[dict[int, str]]:
+    """Another session changes rows all the while; what became of those that it changed."""
+    ended, theirs = threading.Event(), dict[int, str]()
+    draw = random.Random(1)  # noqa: S311 - which row a test changes is no secret
+    changes: dict[str, LiteralString] = {
+        "THEIRS": "UPDATE market_data SET asset_class = 'THEIRS' WHERE id = %s",
+        "DELETED": "DELETE FROM market_data WHERE id = %s",
+        "MOVED": "UPDATE market_data SET close = close + 1 WHERE id = %s",
+    }
+
+    def write() -> None:
+        with psycopg.connect(market.dsn, autocommit=True) as connection:
+            while not ended.wait(0.01):
+                number, what = draw.choice(ids), draw.choice([*changes])
+                with suppress(psycopg.errors.SerializationFailure):
+                    changed = connection.execute(changes[what], (number,)).rowcount
+                    if changed and what != "MOVED":
+                        theirs[number] = what
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield theirs
+    finally:
+        ended.set()
+        writer.join()
+
+
 class TestTriggersAndConstraintsThere:
     def trigger(self, market: Market, moment: LiteralString, body: LiteralString) -> None:
         market.remote(
@@ -607,6 +637,47 @@ class TestTwoServersCommit:
         assert operation.skipped_by_reason[SkipReason.CHANGED_BY_OTHERS] == 1
         assert (operation.records_corrected, operation.records_failed) == (18, 1)
         assert_accounted(market, operation)
+
+    @both_extremes
+    def test_many_lost_commits_among_writers(self, make_far: MakeMarket, partitioning: str) -> None:
+        """No row is lost, counted twice, or overwritten against its writer."""
+        market = small(make_far(partitioning, session=SessionLimits(lock_timeout=0.1)), 600)
+        market.remote("CREATE TABLE lost (id bigint)")
+        market.remote(
+            "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF new.id % 50 = 0 AND NOT EXISTS (SELECT FROM public.lost l WHERE l.id = new.id)"
+            " THEN"
+            "   INSERT INTO public.lost VALUES (new.id);"
+            "   PERFORM pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            "   WHERE application_name LIKE 'assetclass: worker%';"
+            "   PERFORM pg_sleep(new.id / 6000.0);"
+            " END IF; RETURN NULL; END $$"
+        )
+        for leaf in tables_of(market).foreign_leaves:
+            market.remote(
+                "CREATE CONSTRAINT TRIGGER lose AFTER UPDATE ON {} DEFERRABLE INITIALLY DEFERRED"
+                " FOR EACH ROW EXECUTE FUNCTION lose()",
+                leaf.identifier,
+            )
+        request = request_of(
+            batch_size=20, workers=2, retry={"tries": 20, "first_wait": 0.01, "longest_wait": 0.1}
+        )
+        plan_now(market, request)
+        with writing(market, range(1, 601)) as theirs:
+            operation = correct_now(market, request)
+
+        kept = {n: c for n, c in right(600).items() if theirs.get(n) != "DELETED"}
+        assert market.classes() == kept | {n: c for n, c in theirs.items() if c == "THEIRS"}
+        told = [
+            details for event, details in events(market) if event == "found_committed_elsewhere"
+        ]
+        assert sum(details["records"] for details in told) > 0
+        assert_accounted(market, operation)
+        backup = sql.Identifier(market.schema, str(operation.backup_table))
+        left = market.rows(
+            "SELECT b.id FROM {} b JOIN assetclass.operation_skipped_row USING (seq)", backup
+        )
+        assert {number for (number,) in left} <= theirs.keys()
 
     def test_a_server_that_is_away_for_a_moment_is_waited_for(self, far: Market) -> None:
         """Guard: it counts no tries."""
