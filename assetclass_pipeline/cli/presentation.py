@@ -367,8 +367,10 @@ def changes_table(operation: "Operation") -> Table:
 def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
     facts: dict[str, RenderableType] = {
         "phase": f"{operation.phase}, {operation.progress_percent:.1f} %",
-        "rows": _rows_line(operation),
     }
+    if operation.throttle:
+        facts["waits now"] = Text(" ".join(operation.throttle), "yellow")
+    facts["rows"] = _rows_line(operation)
     if operation.skipped_by_reason:
         skipped = ", ".join(
             f"{count(records)} {reason.replace('_', ' ')}"
@@ -376,9 +378,7 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
         )
         facts["skipped"] = skipped
     optional = {
-        "batches": f"{count(operation.batches_done)} of {count(operation.batches_total)}"
-        if operation.batches_total
-        else None,
+        "batches": _batches_line(operation),
         "rows a second": count(round(operation.records_per_second or 0))
         if operation.records_per_second
         else None,
@@ -393,20 +393,19 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
         "retry of": operation.retry_of,
         "rollback of": operation.rollback_of,
         "rolled back by": operation.rolled_back_by,
-        "batches of": _pacing_line(operation),
         "waited": _waits_line(operation),
         "window ends": _moment(operation.window_ends_at) if operation.is_active else None,
     }
-    facts |= {name: Text(value) for name, value in optional.items() if value}
-    if operation.throttle:
-        facts["waits now"] = Text(" ".join(operation.throttle), "yellow")
-    return facts
+    return facts | {name: Text(value) for name, value in optional.items() if value}
 
 
-def _pacing_line(operation: "Operation") -> str | None:
-    if operation.pacing is None or not operation.is_active:
+def _batches_line(operation: "Operation") -> str | None:
+    if not operation.batches_total:
         return None
-    return f"{count(operation.pacing.batch_size)} rows x {operation.pacing.workers}"
+    line = f"{count(operation.batches_done)} of {count(operation.batches_total)}"
+    if operation.pacing is None or not operation.is_active:
+        return line
+    return f"{line}, now {count(operation.pacing.batch_size)} rows x {operation.pacing.workers}"
 
 
 def _estimate_line(operation: "Operation") -> str | None:

@@ -18,7 +18,7 @@ from assetclass_pipeline.cli.presentation import aside, count, duration
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.errors import AssetClassError
-from assetclass_pipeline.model.operation import Operation, Phase, Status
+from assetclass_pipeline.model.operation import RESUMABLE, Operation, Phase, Status
 from assetclass_pipeline.settings import Settings
 
 _INTERVAL = 0.5
@@ -77,7 +77,10 @@ def _watch(
         with suppress(AssetClassError, psycopg.Error):
             if connection is None or connection.closed:
                 connection = connect(dsn, settings, purpose="progress")
-            view.show(get_operation(connection, settings, correction_id))
+            operation = get_operation(connection, settings, correction_id)
+            # One that is resumed stands there as it was left until the run has claimed it.
+            if operation.status not in RESUMABLE:
+                view.show(operation)
     if connection is not None:
         connection.close()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dagster as dg
 
 from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.model.preflight import Preflight
 from assetclass_pipeline.model.preview import Preview
 from assetclass_pipeline.model.quality import IntegrityReport, PartitionCount
 from assetclass_pipeline.model.reference import ReferenceReport
@@ -54,7 +55,11 @@ def report_metadata(report: IntegrityReport) -> Metadata:
 
 
 def operation_metadata(operation: Operation) -> Metadata:
-    """What one operation did, as numbers; its id, backup table and the command to look at it."""
+    """What one operation did, as numbers; its id, backup table and the command to look at it.
+
+    Besides, where there is something to say: the estimate and how far it was off, waits by signal,
+    rows that the database refused, and what the preflight found.
+    """
     metadata: Metadata = {
         "correction_id": operation.correction_id,
         "records_planned_in_all": operation.records_planned or 0,
@@ -68,6 +73,48 @@ def operation_metadata(operation: Operation) -> Metadata:
         metadata["records_per_second"] = round(operation.records_per_second, 1)
     if operation.backup_table:
         metadata["backup_table"] = dg.MetadataValue.path(operation.backup_table)
+    if operation.estimated_seconds:
+        metadata |= _range(operation.estimated_seconds.low, operation.estimated_seconds.high)
+    if operation.estimate_error_percent is not None:
+        metadata["estimate_error_percent"] = round(operation.estimate_error_percent, 1)
+    if operation.waits:
+        metadata["waited_seconds"] = round(sum(operation.waits.values()), 1)
+        metadata["waits"] = table(
+            {"signal": signal, "seconds": round(seconds, 1)}
+            for signal, seconds in operation.waits.items()
+        )
+    if operation.records_failed:
+        metadata["records_refused_in_all"] = operation.records_failed
+        metadata["refused"] = table(row.model_dump(mode="json") for row in operation.quarantined)
+    if operation.preflight:
+        metadata |= _preflight_metadata(Preflight.model_validate(operation.preflight))
+    return metadata
+
+
+def _range(low: float, high: float) -> Metadata:
+    return {"estimated_seconds_low": round(low, 1), "estimated_seconds_high": round(high, 1)}
+
+
+def _preflight_metadata(preflight: Preflight) -> Metadata:
+    """Findings, the gravest first, and the bytes and the batch that were measured, if any."""
+    rehearsal = preflight.rehearsal
+    figures = {
+        "disk_needed_bytes": preflight.disk_needed_bytes,
+        "disk_free_bytes": preflight.disk_free_bytes,
+        "wal_bytes": preflight.wal_bytes,
+        "rehearsed_records": None if rehearsal is None else rehearsal.records,
+        "rehearsed_seconds": None if rehearsal is None else round(rehearsal.seconds, 3),
+    }
+    metadata: Metadata = {name: value for name, value in figures.items() if value is not None}
+    if preflight.findings:
+        metadata["preflight"] = table(
+            {
+                "severity": finding.severity.value,
+                "finding": finding.code,
+                "message": finding.message,
+            }
+            for finding in preflight.findings
+        )
     return metadata
 
 
@@ -93,12 +140,13 @@ def skipped_table(operation: Operation) -> dg.TableMetadataValue:
 
 
 def preview_metadata(preview: Preview) -> Metadata:
-    """What a dry run found: counts, the estimate, samples and risks."""
+    """What a dry run found: counts, the estimate, samples, risks, and the preflight."""
     return {
         "records": preview.records,
         "batches": preview.batches,
-        "estimated_seconds_low": round(preview.estimated_seconds.low, 1),
-        "estimated_seconds_high": round(preview.estimated_seconds.high, 1),
+        "batch_size": preview.batch_size,
+        "workers": preview.workers,
+        **_range(preview.estimated_seconds.low, preview.estimated_seconds.high),
         "changes": table(
             {"from": shown(change.from_), "to": change.to, "records": change.records}
             for change in preview.changes
@@ -114,6 +162,7 @@ def preview_metadata(preview: Preview) -> Metadata:
             for sample in preview.samples
         ),
         "risks": dg.MetadataValue.md("\n".join(f"- {risk}" for risk in preview.risks) or "none"),
+        **_preflight_metadata(preview.preflight),
     }
 
 

@@ -93,6 +93,19 @@ def test_the_launchpad_cannot_pass_what_the_options_forbid(
     assert pipeline.operations() == []
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_size": None, "workers": None}])
+def test_a_batch_size_left_open_in_the_launchpad_is_chosen_by_the_rows(
+    pipeline: Pipeline, options: dict[str, object]
+) -> None:
+    result = pipeline.launch(options=options, tags={"dagster/partition": "2023-04-01"})
+    assert result.success
+    operation = pipeline.operation(result.run_id)
+    assert operation.options["batchSize"] is None
+    assert operation.records_corrected == 10
+    assert operation.pacing is not None
+    assert 0 < operation.pacing.batch_size <= 1000
+
+
 def test_corrected_market_data_alone_makes_its_own_backup(pipeline: Pipeline) -> None:
     result = pipeline.launch(
         job="__ASSET_JOB", assets=[CORRECTED], tags=range_tags("2023-01-01", "2023-04-01")

@@ -228,7 +228,9 @@ class _Step:
         """Carry out a dry run and show it as an observation: nothing was materialised."""
         operation = self._correct(request)
         tables = inspect_market_tables(self.connection, self.settings, for_writing=False)
-        found = preview(self.connection, tables, self.settings, self.options, scope=request.scope)
+        # What a real one would meet: a dry run alone makes no backup that could be in the way.
+        real = self.options.model_copy(update={"dry_run": False})
+        found = preview(self.connection, tables, self.settings, real, scope=request.scope)
         self.context.log.info(
             "Dry run %s: %s rows would change in %s batches; nothing was changed.",
             operation.correction_id,
