@@ -63,8 +63,16 @@ def fenced(correction_id: UUID) -> OperationFencedError:
     )
 
 
-def claim(connection: Connection[TupleRow], settings: Settings, request: CorrectionRequest) -> int:
+def claim(
+    connection: Connection[TupleRow],
+    settings: Settings,
+    request: CorrectionRequest,
+    *,
+    again: bool = False,
+) -> int:
     """Make the operation of `request` ours (create, resume or take over); returns its new epoch.
+
+    With `again` an earlier try of this process may have done so, whose answer was lost.
 
     Raises OperationInProgressError naming the active operation, and OperationStateError.
     """
@@ -77,7 +85,7 @@ def claim(connection: Connection[TupleRow], settings: Settings, request: Correct
             if row is None:
                 cursor.execute(query("operation", "create"), _creation(key, request))
             else:
-                _check_claimable(cursor, key, Status(row[0]))
+                _check_claimable(cursor, key, Status(row[0]), again=again)
                 _check_same_kind(key, request, begun_dry=row[1])
             claimed = cursor.execute(
                 query("operation", "claim"),
@@ -118,7 +126,9 @@ def _creation(key: UUID, request: CorrectionRequest) -> dict[str, object]:
     }
 
 
-def _check_claimable(cursor: psycopg.Cursor[TupleRow], key: UUID, status: Status) -> None:
+def _check_claimable(
+    cursor: psycopg.Cursor[TupleRow], key: UUID, status: Status, *, again: bool
+) -> None:
     if status in RESUMABLE or status is Status.REQUESTED:
         return
     if status not in ACTIVE:
@@ -126,7 +136,7 @@ def _check_claimable(cursor: psycopg.Cursor[TupleRow], key: UUID, status: Status
             f"Operation {key} is {status} and cannot be run again; start a new one."
         )
     age = cursor.execute(query("operation", "heartbeat_age"), {"correction_id": key}).fetchone()
-    if age is not None:
+    if age is not None and not (again and age[1] == holder_name()):
         raise OperationInProgressError(
             f"Operation {key} is already running in another process (heard of {age[0]:.0f} s ago).",
             correction_id=str(key),

@@ -39,7 +39,7 @@ from assetclass_pipeline.engine.readiness import (
     remember_reference,
     tell_changed_reference,
 )
-from assetclass_pipeline.engine.retry import is_transient
+from assetclass_pipeline.engine.retry import begun, is_transient
 from assetclass_pipeline.engine.sweeping import next_pass, sweep
 from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.work import Work, release_quarantine
@@ -187,12 +187,11 @@ def _begun(
     cancelled_by: tuple[type[BaseException], ...],
 ) -> Iterator[Correction]:
     """Everything that can be refused is refused before the operation's row is written."""
-    with connect(dsn, settings, purpose="preflight") as connection:
-        require_schema(connection)
-        tables = inspect_market_tables(
-            connection, settings, for_writing=not request.options.dry_run
-        )
-        refuse_what_would_do_harm(connection, tables, settings, request.options)
+    tables = begun(
+        lambda: _looked_at(dsn, settings, request.options),
+        request.options.retry or settings.retry,
+        settings.patience,
+    )
     with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
         options, scope, pacing = holder.attempt(_as_begun, holder)
         correction = Correction(holder, tables, options, scope, pacing, observe)
@@ -204,6 +203,14 @@ def _begun(
             with suppress(AssetClassError, psycopg.Error):
                 correction.holder.once(lambda: _keep_summary(correction))
             raise
+
+
+def _looked_at(dsn: str, settings: Settings, options: CorrectionOptions) -> MarketTables:
+    with connect(dsn, settings, purpose="preflight") as connection:
+        require_schema(connection)
+        tables = inspect_market_tables(connection, settings, for_writing=not options.dry_run)
+        refuse_what_would_do_harm(connection, tables, settings, options)
+        return tables
 
 
 def _as_begun(holder: Holder) -> tuple[CorrectionOptions, TimeRange, object]:

@@ -32,7 +32,7 @@ from assetclass_pipeline.engine.claiming import (
 from assetclass_pipeline.engine.gate import Gate, Stop
 from assetclass_pipeline.engine.journal import Journal
 from assetclass_pipeline.engine.operations import as_uuid
-from assetclass_pipeline.engine.retry import what_it_said
+from assetclass_pipeline.engine.retry import begun, what_it_said
 from assetclass_pipeline.engine.session import Session, given_up_after
 from assetclass_pipeline.errors import (
     AssetClassError,
@@ -355,8 +355,7 @@ def hold(
     raised on; without one the caller has ended it, or parks it for the next process.
     Raises OperationInProgressError naming the active operation.
     """
-    with connect(dsn, settings, purpose="claim") as connection:
-        epoch = claim(connection, settings, request)
+    epoch = _claimed(dsn, settings, request)
     with Holder(dsn, settings, request, epoch) as holder:
         try:
             yield holder
@@ -369,6 +368,19 @@ def hold(
                 raise
             # Not "from error": PostgreSQL's own text holds SQL, and rows of the table.
             raise shown from None
+
+
+def _claimed(dsn: str, settings: Settings, request: CorrectionRequest) -> int:
+    """The epoch of our claim; a batch in flight, or a lost answer, is worth another try."""
+    tried = False
+
+    def once() -> int:
+        nonlocal tried
+        again, tried = tried, True
+        with connect(dsn, settings, purpose="claim") as connection:
+            return claim(connection, settings, request, again=again)
+
+    return begun(once, request.options.retry or settings.retry, settings.patience)
 
 
 def _readable(holder: Holder, error: BaseException) -> BaseException:

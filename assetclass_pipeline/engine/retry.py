@@ -4,13 +4,23 @@ Belongs here: kinds of errors. Does not: trying (attempts.py), and poison rows (
 """
 
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 import psycopg
 from psycopg import errors
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
-from assetclass_pipeline.errors import DatabaseUnavailableError
+from assetclass_pipeline.errors import CorrectionFailedError, DatabaseUnavailableError
 from assetclass_pipeline.model.options import RetryOptions
+
+Result = TypeVar("Result")
 
 _TRANSIENT = (
     errors.DeadlockDetected,
@@ -66,6 +76,43 @@ def what_it_said(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def begun(step: Callable[[], Result], options: RetryOptions, patience: float) -> Result:
+    """Do a step before an operation is held, again after errors that pass by themselves.
+
+    A batch in flight of the owner before us is waited out, `patience` seconds at most; a server
+    that is away is told at once. Raises DatabaseUnavailableError, the step's own typed
+    errors, and CorrectionFailedError for whatever PostgreSQL refused.
+    """
+
+    def worth_it(error: BaseException) -> bool:
+        return is_transient(error) and not isinstance(error, DatabaseUnavailableError)
+
+    def gives_up(state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, errors.LockNotAvailable):
+            return (state.seconds_since_start or 0) > patience
+        return state.attempt_number >= options.tries
+
+    again = Retrying(
+        retry=retry_if_exception(worth_it),
+        stop=gives_up,
+        wait=_wait(options),
+        reraise=True,
+    )
+    try:
+        return again(step)
+    except psycopg.Error as error:
+        raise CorrectionFailedError(
+            f"The operation could not begin: {what_it_said(error)}. Nothing was changed; try again."
+        ) from None
+
+
+def _wait(options: RetryOptions) -> wait_exponential_jitter:
+    return wait_exponential_jitter(
+        multiplier=options.first_wait, max=options.longest_wait, jitter=options.first_wait
+    )
+
+
 def retrying(options: RetryOptions, stop: threading.Event) -> Retrying:
     """Exponential waits with jitter that end early when the operation stops.
 
@@ -81,9 +128,7 @@ def retrying(options: RetryOptions, stop: threading.Event) -> Retrying:
     return Retrying(
         retry=retry_if_exception(worth_it),
         stop=stop_after_attempt(options.tries),
-        wait=wait_exponential_jitter(
-            multiplier=options.first_wait, max=options.longest_wait, jitter=options.first_wait
-        ),
+        wait=_wait(options),
         sleep=sleep,
         reraise=True,
     )

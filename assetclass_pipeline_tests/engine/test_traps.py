@@ -76,6 +76,18 @@ def detach(market: Market) -> None:
     market.execute(statement, market.market_identifier, market.part(1))
 
 
+def fall_silent(market: Market) -> None:
+    """As if the holder had died ten seconds ago; silence counts from the server's start."""
+    market.execute(
+        "UPDATE assetclass.operation_heartbeat "
+        "SET holder = 'gone:1', beat_at = clock_timestamp() - interval '10 s'"
+    )
+    market.execute(
+        "SELECT pg_sleep(greatest(0, 2.5 - extract(epoch FROM "
+        "clock_timestamp() - pg_postmaster_start_time())))"
+    )
+
+
 def assert_accounted(market: Market, operation: Operation) -> None:
     """Every planned row is corrected or skipped with a reason."""
     proof = proof_of(market, operation.correction_id)
@@ -151,10 +163,7 @@ class TestOneOperation:
     def test_a_silent_owner_is_given_up_and_its_work_taken_over(self, market: Market) -> None:
         request = request_of()
         plan_now(small(market), request, park=False)
-        market.execute(
-            "UPDATE assetclass.operation_heartbeat "
-            "SET holder = 'gone:1', beat_at = clock_timestamp() - interval '10 s'"
-        )
+        fall_silent(market)
         other = correct_now(market, max_records_to_process=1)
         assert operation_of(market, request.correction_id).status is Status.INTERRUPTED
         assert other.records_corrected == 1
@@ -169,10 +178,7 @@ class TestOneOperation:
         """Guard: the heartbeat is the proof, the lock only a hint (a pooler may keep it)."""
         request = request_of()
         plan_now(small(market), request, park=False)
-        market.execute(
-            "UPDATE assetclass.operation_heartbeat "
-            "SET holder = 'gone:1', beat_at = clock_timestamp() - interval '10 s'"
-        )
+        fall_silent(market)
         with psycopg.connect(market.dsn, autocommit=True) as pooled:
             pooled.execute("SELECT pg_advisory_lock(%s, 1)", (ADVISORY_CLASS,))
             assert correct_now(market).status is Status.SUCCEEDED
@@ -185,9 +191,7 @@ class TestOneOperation:
         small(market)
         with connect(market.dsn, market.settings, purpose="test") as connection:
             claim(connection, market.settings, request_of())
-        market.execute(
-            "UPDATE assetclass.operation_heartbeat SET beat_at = beat_at - interval '10 s'"
-        )
+        fall_silent(market)
         assert correct_now(market).status is Status.SUCCEEDED
 
     def test_a_resumed_one_does_not_look_silent_before_its_first_heartbeat(

@@ -78,9 +78,6 @@ def take_over(scene: Scene, sleeper: InProcess) -> None:
     assert operation_now(scene, asked) == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the claim waits for the row of a batch in flight once, and untyped"
-)
 def test_a_take_over_waits_out_the_batch_in_flight(make_scene: MakeScene) -> None:
     """The owner's last batch holds the operation's row for longer than one lock_timeout."""
     scene = make_scene(records=100)

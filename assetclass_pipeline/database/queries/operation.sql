@@ -10,8 +10,8 @@ SELECT status, dry_run FROM assetclass.operation
 WHERE correction_id = %(correction_id)s FOR UPDATE
 
 -- name: heartbeat_age
--- Seconds since the holder was last heard of (the database's clock); NULL when nobody holds it.
-SELECT extract(epoch FROM clock_timestamp() - h.beat_at)::double precision
+-- Seconds since the holder was last heard of (the database's clock), and who; no row when nobody.
+SELECT extract(epoch FROM clock_timestamp() - h.beat_at)::double precision, h.holder
 FROM assetclass.operation_heartbeat h
 WHERE h.correction_id = %(correction_id)s AND h.holder <> ''
 
