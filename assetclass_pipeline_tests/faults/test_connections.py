@@ -184,7 +184,13 @@ def test_sessions_ended_by_an_administrator_in_every_phase(scene: Scene) -> None
 # Needs the watchdog of session.py: a step that is silent for longer than its time-out and some
 # grace is cut off. TCP cannot notice: the proxy's kernel acknowledges every packet, as a hung
 # pooler or a middlebox does.
-WATCHDOG = {"statement_timeout": 2.0, "scan_timeout": 2.0, "connect_timeout": 2}
+# What a cut session had open on the server, the server ends itself.
+WATCHDOG = {
+    "statement_timeout": 2.0,
+    "scan_timeout": 2.0,
+    "connect_timeout": 2,
+    "idle_in_transaction_timeout": 3.0,
+}
 
 
 @pytest.mark.timeout(600)
