@@ -367,6 +367,8 @@ def _end(
         ) as cursor:
             if _has_ended(correction, cursor):
                 return
+            # Whoever took the operation over may have planned and done more than we know of.
+            correction.holder.require_ours(cursor)
             if not correction.options.dry_run:
                 _require_whole_plan(correction, cursor, state)
             _summarise(correction, cursor, state)
