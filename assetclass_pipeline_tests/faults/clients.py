@@ -18,8 +18,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Self
 from uuid import uuid4
 
-import psycopg
-
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.engine.operations import get_operation
@@ -67,7 +65,7 @@ def finish(scene: Scene, asked: CorrectionRequest) -> Operation:
     while True:
         try:
             return correct(scene.server_url(), scene.settings, asked)
-        except (OperationInProgressError, psycopg.errors.LockNotAvailable):
+        except OperationInProgressError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
