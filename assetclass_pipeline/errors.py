@@ -126,6 +126,52 @@ class PreflightRefusedError(AssetClassError):
     http_status = 409
 
 
+class NotUndoableError(AssetClassError):
+    """A dry run, a correction without backup or without changes, or a rollback: nothing to undo."""
+
+    code = "NOT_UNDOABLE"
+    http_status = 400
+
+
+class AlreadyRolledBackError(AssetClassError):
+    """The correction was rolled back before."""
+
+    code = "ALREADY_ROLLED_BACK"
+    http_status = 409
+
+
+class LaterCorrectionError(AssetClassError):
+    """A later correction changed some of the same rows; it must be rolled back first."""
+
+    code = "LATER_CORRECTION"
+    http_status = 409
+
+    def __init__(self, message: str, *, correction_id: str) -> None:
+        super().__init__(message)
+        self.correction_id = correction_id
+
+
+class BackupExpiredError(AssetClassError):
+    """The backup table was dropped: by its retention, or by hand."""
+
+    code = "BACKUP_EXPIRED"
+    http_status = 410
+
+
+class BackupDamagedError(AssetClassError):
+    """A backup table does not hold what was written into it."""
+
+    code = "BACKUP_DAMAGED"
+    http_status = 409
+
+
+class AuditTamperedError(AssetClassError):
+    """The hash chain of the audit log is broken: an entry was changed, removed or added."""
+
+    code = "AUDIT_TAMPERED"
+    http_status = 409
+
+
 class DemoDataError(AssetClassError):
     """The demo's source packages could not be fetched or do not hold what is expected."""
 

@@ -61,6 +61,12 @@ ClockDuration = Annotated[
 ]
 
 
+def require_timeout(value: timedelta) -> None:
+    """Return when an operation may take so long. Raises ValueError."""
+    if not SHORTEST_TIMEOUT <= value <= LONGEST_TIMEOUT:
+        raise ValueError("timeout must be from 00:01:00 to 24:00:00")
+
+
 class RetryOptions(WireModel):
     """How a batch that met a transient error is tried again."""
 
@@ -127,8 +133,7 @@ class CorrectionOptions(WireModel):
                 "onlyProcessNullAssetClass and overwriteExistingValues contradict each other: "
                 "set one of them to false"
             )
-        if not SHORTEST_TIMEOUT <= self.timeout <= LONGEST_TIMEOUT:
-            raise ValueError("timeout must be from 00:01:00 to 24:00:00")
+        require_timeout(self.timeout)
         return self
 
     @property
