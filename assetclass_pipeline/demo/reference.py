@@ -209,9 +209,8 @@ def _indices(sources: SourceFiles) -> pd.DataFrame:
 
 def _current_list(sources: SourceFiles, exchange: ExchangeList) -> pd.DataFrame:
     """The tickers that a module of stocktickers would publish, read without running it."""
-    with zipfile.ZipFile(sources.path(STOCKTICKERS)) as wheel:
-        with _ONE_PARSER:
-            module = ast.parse(wheel.read(f"stocktickers/{exchange.module}.py"))
+    with zipfile.ZipFile(sources.path(STOCKTICKERS)) as wheel, _ONE_PARSER:
+        module = ast.parse(wheel.read(f"stocktickers/{exchange.module}.py"))
     first = next(statement for statement in module.body if isinstance(statement, ast.Assign))
     tickers: list[str] = ast.literal_eval(first.value)
     return pd.DataFrame(
