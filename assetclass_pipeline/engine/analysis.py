@@ -41,11 +41,13 @@ def analyse(
     scope: TimeRange = EVERYTHING,
     worst: int = 50,
     by_month: bool = True,
+    in_parallel: bool = True,
 ) -> IntegrityReport:
     """Integrity report of the rows in `scope`, with the `worst` symbols.
 
-    Without `by_month` its `byPartition` is empty, and it takes a third of the time. Definitions:
-    design.md section 2. Raises DatabaseUnavailableError.
+    Without `by_month` its `byPartition` is empty, and it takes a third of the time; not
+    `in_parallel` it uses one core. Definitions: design.md section 2. Raises
+    DatabaseUnavailableError.
     """
     started = time.monotonic()
     calendar = Calendar.until_now(settings.first_month)
@@ -58,7 +60,7 @@ def analyse(
         month=_month(tables) if by_month else sql.SQL("NULL::integer"),
         in_scope=scoped.text,
     )
-    with scan(connection, settings) as cursor:
+    with scan(connection, settings, in_parallel=in_parallel) as cursor:
         cursor.execute(
             statement,
             {

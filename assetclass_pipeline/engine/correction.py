@@ -52,6 +52,7 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.pacing import PROFILES
 from assetclass_pipeline.model.preflight import estimate_error_percent
 from assetclass_pipeline.model.quality import IntegrityReport, SecondsRange
 from assetclass_pipeline.settings import Settings
@@ -330,7 +331,12 @@ def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, i
 def _analyse(correction: Correction) -> IntegrityReport:
     return correction.again(
         lambda: analyse(
-            correction.connection, correction.tables, correction.settings, worst=10, by_month=False
+            correction.connection,
+            correction.tables,
+            correction.settings,
+            worst=10,
+            by_month=False,
+            in_parallel=PROFILES[correction.options.pace].scans_in_parallel,
         )
     )
 

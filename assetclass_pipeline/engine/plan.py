@@ -4,6 +4,7 @@ Belongs here: the backup table's birth, the chunked scan, its numbering, how far
 batches, which only read ranges of `seq`.
 """
 
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,7 +24,7 @@ from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.errors import CorrectionFailedError
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.options import CorrectionOptions
-from assetclass_pipeline.model.pacing import size_range
+from assetclass_pipeline.model.pacing import PROFILES, pause_seconds, size_range
 
 # 32 MB of the table: short enough that nobody queues for long behind a chunk (measured: 0.3 s
 # where one statement for all made readers behind a waiting ALTER TABLE wait 5.3 s).
@@ -105,6 +106,11 @@ class PlanScan:
         """The operation's own."""
         return self.holder.connection
 
+    def rest(self, seconds: float) -> None:
+        """Rest after a chunk that took so long, as the pace wants it after a batch."""
+        pace = self.holder.tuning.pace or self.options.pace
+        self.holder.stop.wait(pause_seconds(seconds, PROFILES[pace]))
+
 
 def load_plan(holder: Holder) -> PlanState | None:
     """The plan that the operation has so far.
@@ -184,11 +190,13 @@ def scan_leaves(scan: PlanScan, state: PlanState) -> None:
                 return
             end = min(page + PAGES_PER_CHUNK, pages)
             add = partial(_add_chunk, scan, state, leaf, page, end)
+            began = time.monotonic()
             if leaf.kind == "foreign":
                 # All that another server holds is one chunk, however long it takes to read.
                 scan.holder.attempt(add)
             else:
                 scan.holder.attempt_to_write(None, add)
+            scan.rest(time.monotonic() - began)
 
 
 def add_late_rows(scan: PlanScan, state: PlanState) -> None:

@@ -48,12 +48,14 @@ _DOWN: Literal[-1] = -1
 class Profile:
     """What a pace means: seconds that a batch should take, connections, pause as a share of it.
 
-    `workers` is the most connections where the caller names none.
+    `workers` is the most connections where the caller names none. `scans_in_parallel` lets a
+    scan of the whole table use all cores.
     """
 
     target_seconds: float
     workers: int
     pause_share: float
+    scans_in_parallel: bool = True
 
     def __post_init__(self) -> None:
         if not (0 < self.target_seconds < math.inf and 0 <= self.pause_share < math.inf):
@@ -64,7 +66,7 @@ class Profile:
 
 PROFILES: Mapping[Pace, Profile] = MappingProxyType(
     {
-        Pace.GENTLE: Profile(0.1, WORKERS_BY_PACE[Pace.GENTLE], 1.0),
+        Pace.GENTLE: Profile(0.02, WORKERS_BY_PACE[Pace.GENTLE], 1.0, scans_in_parallel=False),
         Pace.BALANCED: Profile(0.2, WORKERS_BY_PACE[Pace.BALANCED], 0.0),
         Pace.FAST: Profile(0.5, WORKERS_BY_PACE[Pace.FAST], 0.0),
     }

@@ -92,7 +92,9 @@ def databases(draw: st.DrawFn, *, fixed: float, noise: float = 0.0) -> tuple[Dat
 
 def test_a_pace_is_a_target_a_number_of_workers_and_a_pause() -> None:
     assert {
-        Pace.GENTLE: Profile(target_seconds=0.1, workers=1, pause_share=1.0),
+        Pace.GENTLE: Profile(
+            target_seconds=0.02, workers=1, pause_share=1.0, scans_in_parallel=False
+        ),
         Pace.BALANCED: Profile(target_seconds=0.2, workers=2, pause_share=0.0),
         Pace.FAST: Profile(target_seconds=0.5, workers=4, pause_share=0.0),
     } == PROFILES
