@@ -137,20 +137,30 @@ def correct_all(dsn: str, options: CorrectionOptions, clock: PhaseClock) -> Oper
     return operation
 
 
-def compete(bench: Bench, rows: int, contestants: Iterable[Contestant], rounds: int) -> Runs:
+def compete(
+    bench: Bench,
+    rows: int,
+    contestants: Iterable[Contestant],
+    rounds: int,
+    *,
+    template: str | None = None,
+    left: int = 0,
+) -> Runs:
     """The runs of every contestant by name, in `rounds` rounds, nobody always first.
 
-    Raises RuntimeError when one of them leaves the table in another state than the others: a fast
-    wrong answer is no result.
+    Each gets a copy of `template`, or of the damaged rows, and has to leave `left` correctable
+    rows. Raises RuntimeError when one of them leaves the table in another state than the others: a
+    fast wrong answer is no result.
     """
+    template = template or bench.template(rows)
     competing = list(contestants)
     runs: Runs = {contestant.name: [] for contestant in competing}
     for number in range(1, rounds + 1):
         for contestant in _rotated(competing, number - 1):
             if contestant.most_rounds is not None and number > contestant.most_rounds:
                 continue
-            with bench.databases.clone(bench.template(rows)) as dsn:
-                run = _measured(dsn, contestant)
+            with bench.databases.clone(template) as dsn:
+                run = _measured(dsn, contestant, left)
             runs[contestant.name].append(run)
             phases = ", ".join(f"{phase} {s:.1f}" for phase, s in run.written.phases.items())
             bench.progress(
@@ -185,7 +195,7 @@ def _rotated(contestants: list[Contestant], by: int) -> list[Contestant]:
     return contestants[start:] + contestants[:start]
 
 
-def _measured(dsn: str, contestant: Contestant) -> Run:
+def _measured(dsn: str, contestant: Contestant, wanted_left: int) -> Run:
     with psycopg.connect(dsn, autocommit=True) as connection:
         log_before = _log_position(connection)
         started = time.perf_counter()
@@ -194,8 +204,11 @@ def _measured(dsn: str, contestant: Contestant) -> Run:
         wal_bytes = _log_position(connection) - log_before
         left = connection.execute(CORRECTABLE_ROWS).fetchall()[0][0]
         outcome = connection.execute(_OUTCOME).fetchall()[0]
-    if left:
-        raise RuntimeError(f"{contestant.name} left {left} correctable rows: nothing to compare.")
+    if left != wanted_left:
+        raise RuntimeError(
+            f"{contestant.name} left {left} correctable rows instead of {wanted_left}: nothing to "
+            "compare."
+        )
     return Run(taken if written.seconds is None else written.seconds, wal_bytes, written, outcome)
 
 

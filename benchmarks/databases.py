@@ -49,18 +49,22 @@ class Databases:
         """Drop a database, whoever is connected to it."""
         self._as_superuser(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    @contextmanager
-    def clone(self, template: str) -> Iterator[str]:
+    def copy(self, template: str, name: str) -> str:
         """DSN of a copy, file by file; what it left to write is on the disk when this returns."""
-        name = f"clone_{next(self._numbers)}"
         self._as_superuser(
             sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
                 sql.Identifier(name), sql.Identifier(template)
             )
         )
+        self._as_superuser(sql.SQL("CHECKPOINT"))
+        return self.url(name)
+
+    @contextmanager
+    def clone(self, template: str) -> Iterator[str]:
+        """DSN of a copy that is dropped at the end."""
+        name = f"clone_{next(self._numbers)}"
         try:
-            self._as_superuser(sql.SQL("CHECKPOINT"))
-            yield self._server.url(name)
+            yield self.copy(template, name)
         finally:
             self.drop(name)
 
