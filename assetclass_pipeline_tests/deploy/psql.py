@@ -33,7 +33,8 @@ class Psql:
         options = [f"--set={name}={value}" for name, value in variables.items()]
         return subprocess.Popen(
             [
-                *(self.binaries.program("psql"), "-X", "--csv", *arguments, *options),
+                str(self.binaries.program("psql")),
+                *("-X", "--csv", *arguments, *options),
                 *(f"--file={SCRIPTS / script}.sql", self.url),
             ],
             stdin=subprocess.DEVNULL,

@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.embedded import Binaries, EmbeddedServer
+from assetclass_pipeline.demo.load import load_demo
+from assetclass_pipeline.demo.sources import SourceFiles
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.deploy.psql import Psql, PsqlError, section, tables
@@ -24,6 +27,9 @@ from assetclass_pipeline_tests.market import PARTITIONINGS, Bar, Market, open_ma
 
 EXAMPLES = 16
 SHAPES = sorted(PARTITIONINGS)
+
+CORRECTED: LiteralString = "SELECT count(updated_at) FROM market_data"
+MISSING: LiteralString = "SELECT count(*) FROM market_data WHERE asset_class IS NULL"
 
 MakeMarket = Callable[..., Market]
 Rows = Counter[tuple[Any, ...]]
@@ -273,8 +279,8 @@ def test_a_killed_correction_and_a_killed_rollback_go_on(
 ) -> None:
     market = make_market(partitioning=partitioning).fill(50, missing_every=2)
     before = rows_of(market)
-    wanted = market.value("SELECT count(*) FROM market_data WHERE asset_class IS NULL")
-    kill_in_pause(market, psql, "correct_in_batches", "count(updated_at)", batch_size=7)
+    wanted = market.value(MISSING)
+    kill_in_pause(market, psql, "correct_in_batches", CORRECTED, batch_size=7)
     backup = backup_of(market)
     assert backup is not None
     first = sum(kept_by(market, backup).values())
@@ -286,8 +292,7 @@ def test_a_killed_correction_and_a_killed_rollback_go_on(
     assert backup_of(market) == backup
     assert sum(kept_by(market, backup).values()) == touched_by(market) == wanted
 
-    missing = "count(*) FILTER (WHERE asset_class IS NULL)"
-    kill_in_pause(market, psql, "roll_back", missing, batch_size=7, backup_table=backup)
+    kill_in_pause(market, psql, "roll_back", MISSING, batch_size=7, backup_table=backup)
     assert 0 < report_of(market).correctable < wanted
 
     told = psql.run("roll_back", batch_size=7, backup_table=backup)
@@ -297,12 +302,13 @@ def test_a_killed_correction_and_a_killed_rollback_go_on(
     assert rows_of(market) == before
 
 
-def kill_in_pause(market: Market, psql: Psql, script: str, sign: str, **variables: Any) -> None:
+def kill_in_pause(
+    market: Market, psql: Psql, script: str, sign: LiteralString, **variables: Any
+) -> None:
     """Kill psql -9 when it has committed its first batch and waits before the second."""
     with psql.start(script, pause=50, **variables) as process:
         deadline = time.monotonic() + 30
-        count = sql.SQL("SELECT {} FROM market_data").format(sql.SQL(sign))  # type: ignore[arg-type]  # a constant of this module
-        while not market.connection.execute(count).fetchall()[0][0]:
+        while not market.value(sign):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.02)
@@ -442,3 +448,34 @@ def test_a_first_try_takes_a_few_rows_only(market: Market, psql: Psql) -> None:
     psql.run("correct_in_batches", max_records=3)
     assert touched_by(market) == 3
     assert report_of(market).correctable == 17
+
+
+def test_the_demo_data(database_url: str, psql: Psql, sources: SourceFiles) -> None:
+    """Real bars with real damage: the same bytes by hand as by the engine, and back."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("SET TimeZone TO 'UTC'")
+        market = Market(connection, database_url)
+        load_demo(database_url, market.settings, sources, report=print)
+        schema.upgrade(database_url, market.settings)
+        before, report = contents(market), report_of(market)
+        agrees(market, psql.run("analysis", worst=50), report)
+
+        told = psql.run("correct_in_batches", batch_size=10_000)
+        assert told.splitlines()[-2] == f"{report.correctable},0"
+        by_hand, backup = contents(market), backup_of(market)
+        told = psql.run("roll_back", batch_size=10_000, backup_table=backup)
+        assert states(told, "Rows by a fresh look") == {"restored": report.correctable}
+        assert contents(market) == before
+
+        correct_now(market, request_of(batch_size=10_000))
+        assert contents(market) == by_hand != before
+
+
+def contents(market: Market) -> str:
+    """A checksum of all columns of all rows, but for the times of changes."""
+    return str(
+        market.value(
+            "SELECT md5(string_agg((to_jsonb(m) - 'updated_at')::text, ',' ORDER BY id)) "
+            "FROM market_data m"
+        )
+    )
