@@ -316,6 +316,33 @@ def kill_in_pause(
         process.communicate(timeout=30)
 
 
+def test_what_happened_since_the_scan_is_respected(market: Market, psql: Psql) -> None:
+    psql.run("correct_in_batches", max_records=1)
+    backup = backup_of(market)
+    before = market.classes()
+    later, *shares = [n for n in range(0, 50, 5) if before[n] != "STOCK"]
+    with psycopg.connect(market.dsn) as gate:
+        # The script asks this table for its last number when it has listed the rows.
+        gate.execute(sql.SQL("LOCK TABLE {}").format(sql.Identifier(str(backup))))
+        with psql.start("correct_in_batches", backup_table=backup, lock_timeout="60s") as process:
+            deadline = time.monotonic() + 30
+            while not market.value("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.02)
+            market.list_symbols(("BTC", "OTHER"))
+            market.execute("UPDATE symbols SET asset_class = 'SHARE' WHERE ticker = 'AAPL'")
+            market.execute(
+                "UPDATE market_data SET asset_class = 'LATER' WHERE id = %s", values=[later]
+            )
+            gate.rollback()
+            process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert market.classes() == before | {later: "LATER"} | dict.fromkeys(shares, "SHARE")
+    assert sum(kept_by(market, str(backup)).values()) == 1 + len(shares)
+
+
 def test_locked_rows_are_left_for_the_next_run(market: Market, psql: Psql) -> None:
     with psycopg.connect(market.dsn) as application:
         application.execute("UPDATE market_data SET close = 2 WHERE id IN (0, 5)")
@@ -418,7 +445,11 @@ def test_reasons_not_to_begin(market: Market, psql: Psql, script: str) -> None:
     market.execute("UPDATE assetclass.operation SET status = 'running'")
     with pytest.raises(PsqlError, match="An operation of the pipeline is active"):
         psql.run(script, **given)
-    market.execute("UPDATE assetclass.operation SET status = 'succeeded'")
+    # The runbook's statement for an operation that only seems to be active.
+    market.execute(
+        "UPDATE assetclass.operation SET status = 'interrupted', epoch = epoch + 1 "
+        "WHERE status IN ('requested', 'running', 'paused')"
+    )
     with pytest.raises(PsqlError, match=r'relation "public\.nowhere" does not'):
         psql.run(script, market_table="nowhere", backup_table=backup)
     market.execute("CREATE VIEW bars AS SELECT * FROM market_data")
