@@ -7,8 +7,9 @@ must notice, and ledger and table must agree again in the end.
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -42,6 +43,10 @@ KIB = 1024
 MISSING = f"Standby {STANDBY} is not streaming"
 # The writers alone write more than this while a standby stays away.
 LIMITS = {"lag_bytes": 256 * KIB, "lag_seconds": 1, "standbys": [STANDBY]}
+MIB = 1024 * KIB
+SLOT = "slot_of_standby"
+# More than the journal's own slot ever keeps while it is read all the time.
+SLOT_LIMITS = {"lag_bytes": None, "lag_seconds": None, "slot_wal_bytes": 16 * MIB}
 # Processes are killed here, no machine loses its memory: nothing needs to wait for the disk.
 SETTINGS = {
     **SERVER_SETTINGS,
@@ -219,7 +224,7 @@ def test_falls_behind_and_catches_up(pair: Pair, request_node: pytest.Item, trie
 @pytest.mark.timeout(900)
 def test_vanishes_and_comes_back(pair: Pair, request_node: pytest.Item, tries: Tries) -> None:
     """A standby that should be there and is not means wait, whatever its last lag was."""
-    crashes = tries(full=15, quick=2)
+    crashes = tries(full=15, quick=1)
     with open_scene(pair.primary.url, request_node, records=RECORDS, throttle=LIMITS) as scene:
         assert befall(pair, scene, [gone] * crashes, MISSING) > 0
         scene.hand_in("standby vanishes", crashes)
@@ -239,3 +244,79 @@ def test_vanishes_for_good_and_the_operator_goes_on_without_it(
         assert "anna" in tuned
         finish(scene, request(**OPTIONS))
         scene.hand_in("standby vanishes", 1)
+
+
+def after_much_wal(fault: Fault) -> Fault:
+    """The same fault, and the primary writes more than the slot may keep meanwhile."""
+
+    @contextmanager
+    def happens(pair: Pair) -> Iterator[None]:
+        with fault(pair), psycopg.connect(pair.primary.url(), autocommit=True) as session:
+            for _ in range(5):
+                session.execute(
+                    "SELECT pg_logical_emit_message(false, 'test', repeat('x', %s))", [4 * MIB]
+                )
+            yield
+
+    return happens
+
+
+@contextmanager
+def streaming_from_slot(pair: Pair) -> Iterator[None]:
+    """What the standby has not received is kept for it."""
+    with psycopg.connect(pair.primary.url(), autocommit=True) as session:
+
+        def use(slot: str) -> None:
+            with pair.there() as there:
+                there.execute(f"ALTER SYSTEM SET primary_slot_name = '{slot}'".encode())
+                there.execute("SELECT pg_reload_conf()")
+            is_used = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
+            assert wait_until(
+                lambda: session.execute(is_used, [SLOT]).fetchone() == (bool(slot),),
+                unless=lambda: False,
+            )
+
+        session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [SLOT])
+        use(SLOT)
+        try:
+            yield
+        finally:
+            use("")
+            session.execute("SELECT pg_drop_replication_slot(%s)", [SLOT])
+
+
+@contextmanager
+def journal_being_read(scene: Scene) -> Iterator[None]:
+    """Its slot is one like others, and would hold the corrections up for ever."""
+    over = threading.Event()
+
+    def read() -> None:
+        with psycopg.connect(scene.server_url(), autocommit=True) as session:
+            while not over.wait(0.05):
+                # Without it the server does not know how far the slot's WAL can be given up.
+                session.execute("SELECT pg_log_standby_snapshot()")
+                scene.journal.read(session)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.timeout(900)
+def test_its_slot_keeps_too_much_wal(pair: Pair, request_node: pytest.Item, tries: Tries) -> None:
+    """A standby that is behind, or gone, does not lose its place then, but the disk fills up."""
+    ways = [after_much_wal(fault) for fault in (receiver_stalled, gone, machine_stopped)]
+    faults = (ways * 5)[: tries(full=15, quick=2)]
+    with (
+        open_scene(pair.primary.url, request_node, records=RECORDS, throttle=SLOT_LIMITS) as scene,
+        streaming_from_slot(pair),
+        ExitStack() as reading,
+    ):
+        reading.enter_context(journal_being_read(scene))
+        assert befall(pair, scene, faults, f"Replication slot {SLOT} ") > 0
+        reading.close()
+        scene.hand_in("standby's slot keeps too much", len(faults))
