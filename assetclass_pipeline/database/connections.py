@@ -98,14 +98,17 @@ def open_database(settings: Settings) -> Iterator[str]:
         yield server.url()
 
 
-def connect(dsn: str, settings: Settings, *, purpose: str) -> psycopg.Connection[TupleRow]:
+def connect(
+    dsn: str, settings: Settings, *, purpose: str, to_write: bool = False
+) -> psycopg.Connection[TupleRow]:
     """An autocommit connection; `purpose` shows in pg_stat_activity behind "assetclass: ".
 
     `dsn` is a libpq URL or conninfo; SQLAlchemy's form with a driver is understood too. What it
     says about time-outs and keepalives is kept. Nothing is prepared on the server: poolers in
     transaction mode would hand a prepared statement to another session.
 
-    Raises DatabaseUnavailableError whose message names the next step and never a password.
+    Raises DatabaseUnavailableError whose message names the next step and never a password; with
+    `to_write` also for a standby, which during a failover may be there before it is promoted.
     """
     parameters = _parameters(dsn)
     name = f"assetclass: {purpose}".encode()[:_LONGEST_NAME].decode(errors="ignore")
@@ -118,6 +121,12 @@ def connect(dsn: str, settings: Settings, *, purpose: str) -> psycopg.Connection
         # Without its cause: libpq repeats parts of what it was given.
         raise DatabaseUnavailableError(_refusal(str(error), parameters)) from None
     _refuse_old_server(connection)
+    if to_write and connection.info.parameter_status("in_hot_standby") == "on":
+        connection.close()
+        raise DatabaseUnavailableError(
+            f"PostgreSQL at {_place(parameters)} is a standby and cannot be written to: wait until "
+            "it is promoted, or name the primary in ASSETCLASS_DATABASE_URL."
+        )
     # A role's default of repeatable read fails batches, one of read only fails everything.
     connection.isolation_level = IsolationLevel.READ_COMMITTED
     connection.read_only = False

@@ -114,8 +114,8 @@ class Holder:
             self.journal.write(cursor)
 
     def connect(self, purpose: str) -> Connection[TupleRow]:
-        """A connection of this operation's. Raises DatabaseUnavailableError."""
-        return connect(self.dsn, self.settings, purpose=purpose)
+        """A connection of this operation's to a primary. Raises DatabaseUnavailableError."""
+        return connect(self.dsn, self.settings, purpose=purpose, to_write=True)
 
     def open_session(self, purpose: str) -> Session:
         """A session for another thread of this operation's, cut when it stalls."""
@@ -377,7 +377,7 @@ def _claimed(dsn: str, settings: Settings, request: CorrectionRequest) -> int:
     def once() -> int:
         nonlocal tried
         again, tried = tried, True
-        with connect(dsn, settings, purpose="claim") as connection:
+        with connect(dsn, settings, purpose="claim", to_write=True) as connection:
             return claim(connection, settings, request, again=again)
 
     return begun(once, request.options.retry or settings.retry, settings.patience)

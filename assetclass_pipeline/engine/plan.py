@@ -169,6 +169,7 @@ def make_plan(scan: PlanScan, state: PlanState | None) -> PlanState:
 
 def _complete(scan: PlanScan, state: PlanState) -> None:
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
+        _require_every_chunk(scan.holder, cursor, state)
         cursor.execute(query("plan", "number_rows", backup=state.identifier))
         cursor.execute(query("plan", "analyze_table", backup=state.identifier))
         size = scan.options.batch_size or size_range(state.planned)[0]
@@ -207,6 +208,7 @@ def add_late_rows(scan: PlanScan, state: PlanState) -> None:
 
 def _begin_late_pass(scan: PlanScan, state: PlanState) -> None:
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
+        _require_every_chunk(scan.holder, cursor, state)
         index_keys(cursor, state)
         state.scanned.clear()
         _store(scan.holder, cursor, state)
@@ -286,6 +288,7 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
             if (landed := _landed(scan, cursor, leaf, end)) is not None:
                 state.segments, state.scanned = landed.segments, landed.scanned
                 return
+            _require_every_chunk(scan.holder, cursor, state)
             row = cursor.execute(statement, values).fetchone()
             after.add(leaf.oid, int(row[0]) if row else 0)
             after.scanned[leaf.oid] = end
@@ -313,6 +316,20 @@ def _landed(
         return None
     stored = cursor.execute(query("operation", "plan_of"), key).fetchone()
     return PlanState.model_validate(stored[0]) if stored else None
+
+
+def _require_every_chunk(
+    holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState
+) -> None:
+    """Chunks that a failover forgot would leave a hole in it. Raises CorrectionFailedError."""
+    key = {"correction_id": holder.correction_id}
+    row = cursor.execute(query("operation", "planned_rows"), key).fetchone()
+    if row is not None and row[0] != state.planned:
+        raise CorrectionFailedError(
+            f"The server lost a part of the plan of operation {holder.correction_id} after it had "
+            f"confirmed it (a crash, or a standby that took over): {row[0]:,} of "
+            f"{state.planned:,} rows are left of it. Run it again to go on where it stopped."
+        )
 
 
 def _store(holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -25,10 +24,10 @@ from assetclass_pipeline.database.embedded import Binaries, EmbeddedServer
 from assetclass_pipeline.engine.throttle import Throttle, _free_disk
 from assetclass_pipeline.model.throttle import Readings, Signal, ThrottleLimits, with_changes
 from assetclass_pipeline.settings import load_settings
+from assetclass_pipeline_tests.standby import STANDBY, make_standby
 
 SETTINGS = load_settings(time_zone="Europe/Istanbul")
 MIB = 1024**2
-STANDBY = "standby_one"
 DEADLINE = 30.0
 ALL_OFF = ThrottleLimits(
     lag_bytes=None,
@@ -156,27 +155,6 @@ class Pair:
         self.session.execute("SELECT pg_reload_conf()")
 
 
-def make_standby(primary: EmbeddedServer, source: Path, target: Path, binaries: Binaries) -> None:
-    """The files of a standby that streams from the primary under the name STANDBY."""
-    target.mkdir(mode=0o755)
-    subprocess.run(
-        [
-            *(binaries.program("pg_basebackup"), "-D", target / "data", "-X", "stream"),
-            *("--checkpoint=fast", "--no-sync", "-d", primary.url()),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    shutil.copy(source / "password", target / "password")
-    (target / "data" / "standby.signal").touch()
-    source_of_wal = make_conninfo(primary.url(), application_name=STANDBY, dbname=None)
-    with (target / "data" / "postgresql.auto.conf").open("a") as configuration:
-        configuration.write(f"primary_conninfo = '{source_of_wal}'\n")
-    owner = (source / "data").stat()
-    for path in [target / "data", *(target / "data").rglob("*")]:
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-
-
 @pytest.fixture(scope="module")
 def pair(postgres_binaries: Binaries) -> Iterator[Pair]:
     """Two servers of this file's own, in a directory whose disk the throttle can see."""
@@ -198,7 +176,7 @@ def pair(postgres_binaries: Binaries) -> Iterator[Pair]:
         with primary, psycopg.connect(primary.url(), autocommit=True) as session:
             session.execute("ALTER SYSTEM SET archive_command = 'true'")
             session.execute("SELECT pg_reload_conf()")
-            make_standby(primary, one, two, postgres_binaries)
+            make_standby(primary.url(), one, two, postgres_binaries)
             with standby:
                 yield Pair(primary, standby, session)
     finally:

@@ -52,8 +52,13 @@ class Victim:
         """Start it again; it recovers first where it has to."""
         self._server.start()
 
+    @property
+    def pid(self) -> int:
+        """Its first process, the parent of all others."""
+        return int((self.directory / "data" / "postmaster.pid").read_text().split()[0])
+
     def _end(self, number: int) -> None:
-        pid = int((self.directory / "data" / "postmaster.pid").read_text().split()[0])
+        pid = self.pid
         os.kill(pid, number)
         deadline = time.monotonic() + PATIENCE
         while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:

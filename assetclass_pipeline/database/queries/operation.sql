@@ -208,6 +208,10 @@ FROM assetclass.operation_batch WHERE correction_id = %(correction_id)s AND pass
 SELECT correction_id::text FROM assetclass.operation WHERE run_id = %(run_id)s
 ORDER BY requested_at DESC LIMIT 1
 
+-- name: planned_rows
+SELECT coalesce((plan #>> '{{segments,-1,last_seq}}')::bigint, 0)
+FROM assetclass.operation WHERE correction_id = %(correction_id)s
+
 -- name: scanned_pages
 SELECT coalesce((plan #>> ARRAY['scanned', %(leaf)s])::integer, 0)
 FROM assetclass.operation WHERE correction_id = %(correction_id)s
