@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.batches import Worker
+from assetclass_pipeline.engine.plan import require_stored
 from assetclass_pipeline.engine.ranges import OpenRanges
 from assetclass_pipeline.engine.work import Work, explain
 
@@ -19,6 +20,7 @@ _LOOK_AGAIN = 0.1
 def open_ranges(work: Work) -> OpenRanges:
     """What the ledger lacks: the whole plan, or a resume's rest."""
     with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+        require_stored(work.holder, cursor, work.plan)
         gaps = cursor.execute(
             query("batch", "open_ranges"),
             {"correction_id": work.holder.correction_id, "planned": work.plan.planned},

@@ -72,7 +72,8 @@ SET quality_before = coalesce(quality_before, %(quality)s), mismatched_left = %(
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
 
 -- name: set_backup_table
-UPDATE assetclass.operation SET backup_table = %(backup_table)s, plan = %(plan)s
+UPDATE assetclass.operation
+SET backup_table = %(backup_table)s, plan = %(plan)s, records_planned = NULL
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
 
 -- name: set_plan
@@ -97,6 +98,10 @@ WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status IN ('ru
 -- A second try finds it parked: COMMIT had arrived, its answer had not.
 UPDATE assetclass.operation SET status = 'planned', phase = 'planned'
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status IN ('running', 'planned')
+
+-- name: stored_records
+SELECT coalesce(records_planned, 0) FROM assetclass.operation
+WHERE correction_id = %(correction_id)s
 
 -- name: plan_of
 SELECT o.plan, o.options, o.range_start, o.range_end, h.pacing
