@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.errors import DatabaseUnavailableError
+from assetclass_pipeline.errors import DatabaseUnavailableError, NoFreeConnectionError
 from assetclass_pipeline.settings import SessionLimits, Settings
 
 _DRIVER = re.compile(r"^postgres(?:ql)?\+\w+://")
@@ -25,6 +25,7 @@ _MALFORMED = (
     "postgresql://USER:PASSWORD@HOST:5432/DATABASE, with characters such as @ : / # % in the "
     "password percent-encoded (@ is %40)."
 )
+_NO_FREE_CONNECTION = r"too many (?:clients|connections)|connection slots"
 _LONGEST_NAME = 63
 _OLDEST_SERVER = 14
 
@@ -56,7 +57,7 @@ _NEXT_STEPS = (
         "The host name is unknown: correct it in ASSETCLASS_DATABASE_URL.",
     ),
     (
-        r"too many (?:clients|connections)|connection slots",
+        _NO_FREE_CONNECTION,
         "The server has no free connection: close some, or raise its max_connections.",
     ),
     (
@@ -105,7 +106,8 @@ def connect(dsn: str, settings: Settings, *, purpose: str) -> psycopg.Connection
     says about time-outs and keepalives is kept. Nothing is prepared on the server: poolers in
     transaction mode would hand a prepared statement to another session.
 
-    Raises DatabaseUnavailableError whose message names the next step and never a password.
+    Raises DatabaseUnavailableError whose message names the next step and never a password;
+    NoFreeConnectionError where the server only has no room for another session.
     """
     parameters = _parameters(dsn)
     name = f"assetclass: {purpose}".encode()[:_LONGEST_NAME].decode(errors="ignore")
@@ -116,7 +118,7 @@ def connect(dsn: str, settings: Settings, *, purpose: str) -> psycopg.Connection
         connection = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
     except (psycopg.Error, ValueError) as error:
         # Without its cause: libpq repeats parts of what it was given.
-        raise DatabaseUnavailableError(_refusal(str(error), parameters)) from None
+        raise _unavailable(str(error), parameters) from None
     _refuse_old_server(connection)
     # A role's default of repeatable read fails batches, one of read only fails everything.
     connection.isolation_level = IsolationLevel.READ_COMMITTED
@@ -233,6 +235,12 @@ def _holds_password_parts(parameters: Mapping[str, str | int]) -> bool:
     host, database = str(parameters.get("host", "")), str(parameters.get("dbname", ""))
     port = str(parameters.get("port", ""))
     return "@" in host.lstrip("@") or "@" in database or not re.fullmatch(r"[\d,]*", port)
+
+
+def _unavailable(said: str, parameters: Mapping[str, str | int]) -> DatabaseUnavailableError:
+    no_room = re.search(_NO_FREE_CONNECTION, said, re.IGNORECASE)
+    kind = NoFreeConnectionError if no_room else DatabaseUnavailableError
+    return kind(_refusal(said, parameters))
 
 
 def _refusal(said: str, parameters: Mapping[str, str | int]) -> str:

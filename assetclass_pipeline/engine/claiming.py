@@ -29,6 +29,8 @@ from assetclass_pipeline.settings import Settings
 
 # First key of the advisory lock, so that it meets no other application's: "acls" in ASCII.
 ADVISORY_CLASS = 0x61636C73
+# Seconds between two looks of a holder at what is asked of it: no heart beats faster.
+CONTROL_INTERVAL = 0.5
 # So many heartbeats missed, and no session holds the advisory lock: nobody needs to wait longer.
 MISSED_BEATS = 3
 # A claim of one of these is the next process of the same run.
@@ -153,12 +155,13 @@ def _check_same_kind(key: UUID, request: CorrectionRequest, *, begun_dry: bool) 
 
 
 def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
+    missed_after = MISSED_BEATS * max(settings.heartbeat_interval, CONTROL_INTERVAL)
     with transaction(connection, settings) as cursor:
         cursor.execute(
             query("operation", "interrupt_abandoned"),
             {
-                "stale_after": settings.heartbeat_stale_after,
-                "missed_after": MISSED_BEATS * settings.heartbeat_interval,
+                "stale_after": max(settings.heartbeat_stale_after, missed_after),
+                "missed_after": missed_after,
                 "advisory_class": ADVISORY_CLASS,
             },
         )

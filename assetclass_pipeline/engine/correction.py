@@ -149,6 +149,7 @@ def plan(
             _plan(correction)
         if park:
             correction.again(lambda: correction.holder.update("park", {}))
+            correction.holder.stop.comes_too_late()
         else:
             correction.enter(Phase.PLANNED)
         return correction.again(correction.operation)
@@ -201,7 +202,9 @@ def _begun(
             raise
         except BaseException:
             with suppress(AssetClassError, psycopg.Error):
-                correction.holder.once(lambda: _keep_summary(correction))
+                correction.holder.once(
+                    lambda: _keep_summary(correction), longest=correction.holder.longest_scan
+                )
             raise
 
 
@@ -377,6 +380,7 @@ def _end(
             correction.holder.update_with(cursor, "finish", dict(values))
 
     correction.again(end)
+    correction.holder.stop.comes_too_late()
     correction.report()
 
 
@@ -423,8 +427,10 @@ def _keep_summary(correction: Correction) -> None:
     state = load_plan(correction.holder)
     if state is None or correction.options.dry_run:
         return
-    with transaction(correction.connection, correction.settings) as cursor:
+    with transaction(correction.connection, correction.settings, statement_timeout="0") as cursor:
         _summarise(correction, cursor, state)
+        # Last: a take-over need not wait for all of this.
+        correction.holder.require_held(cursor)
 
 
 def scores(report: IntegrityReport) -> dict[str, object]:

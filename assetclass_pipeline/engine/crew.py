@@ -73,14 +73,25 @@ class Crew:
         worker = Worker(self._work, number)
         try:
             while self._has_more():
-                if number > self._work.tempo.pacing.workers:
+                wanted = self._work.tempo.pacing.workers
+                if number > wanted:
+                    # Somebody else may need the connection meanwhile.
+                    worker.close()
                     self._work.holder.stop.wait(_LOOK_AGAIN)
+                elif wanted > 1 and not worker.has_room():
+                    self._go_on_with_fewer(number)
                 else:
                     self._next_batch(worker)
         except Exception as error:  # noqa: BLE001 - a thread's error must reach the one who waits
             self._work.holder.stop.because(explain(error, self._work))
         finally:
             worker.close()
+
+    def _go_on_with_fewer(self, number: int) -> None:
+        """The server has no connection left: the last worker gives its own to the first one."""
+        self._work.tempo.met_contention()
+        self._work.holder.journal.tell("no_free_connection", worker=number)
+        self._work.holder.stop.wait(_LOOK_AGAIN)
 
     def _next_batch(self, worker: Worker) -> None:
         work = self._work

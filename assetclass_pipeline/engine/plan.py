@@ -124,6 +124,7 @@ def load_plan(holder: Holder) -> PlanState | None:
         used = cursor.execute(query("operation", "covered_seqs"), by_key).fetchone()
         if used is not None and used[0]:
             raise plan_lost(holder)
+        holder.require_ours(cursor)
         drop_plan(cursor, state)
     return None
 

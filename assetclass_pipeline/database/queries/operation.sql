@@ -62,6 +62,12 @@ SELECT FROM assetclass.operation
 WHERE correction_id = %(correction_id)s AND status = 'running' AND epoch = %(epoch)s
 FOR SHARE
 
+-- name: require_held
+-- Waits for a take-over that is about to commit, and makes a later one wait.
+SELECT FROM assetclass.operation
+WHERE correction_id = %(correction_id)s AND status IN ('running', 'paused') AND epoch = %(epoch)s
+FOR SHARE
+
 -- name: set_phase
 UPDATE assetclass.operation SET phase = %(phase)s
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
