@@ -35,6 +35,8 @@ CONTROL_INTERVAL = 0.5
 MISSED_BEATS = 3
 # A claim of one of these is the next process of the same run.
 _GOING_ON = {Status.RUNNING, Status.PAUSED}
+# Whoever claims one of these goes on with what somebody or something ended.
+_CUT_OFF = RESUMABLE - {Status.PLANNED}
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,32 @@ def claim(
                     query("control", "ask"),
                     {**by_key, "wanted": "run", "wanted_by": request.requested_by},
                 )
+            cursor.execute(query("control", "add_gap"), by_key)
             # The claim is the first heartbeat: one that died right after it would otherwise never
             # count as silent, and a resumed one would look silent until it beats.
             cursor.execute(
                 query("operation", "beat"),
                 {**by_key, "epoch": epoch, "holder": holder_name(), "pacing": None, "throttle": []},
             )
+            if row is not None and Status(row[0]) in _CUT_OFF:
+                _tell_who_resumed(cursor, key, request.requested_by, was=row[0])
             return epoch
     except errors.UniqueViolation:
         raise _in_progress(connection, settings) from None
+
+
+def _tell_who_resumed(
+    cursor: psycopg.Cursor[TupleRow], key: UUID, requested_by: str, *, was: str
+) -> None:
+    cursor.execute(
+        query("control", "remember"),
+        {
+            "correction_id": key,
+            "event": "resumed",
+            "actor": requested_by or holder_name(),
+            "details": Jsonb({"from": was, "holder": holder_name()}),
+        },
+    )
 
 
 def _creation(key: UUID, request: CorrectionRequest) -> dict[str, object]:

@@ -237,6 +237,13 @@ SELECT corrected_asset_class::text, count(*) FROM {backup} GROUP BY 1
 UPDATE assetclass.operation SET preflight = %(preflight)s, estimate = %(estimate)s
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
 
+-- name: estimate_and_work
+-- What was expected when the plan was made, and the seconds that all tries together did not wait.
+SELECT o.estimate, extract(epoch FROM clock_timestamp() - o.started_at)::double precision
+       - coalesce((SELECT sum(w.seconds) FROM assetclass.operation_wait w
+                   WHERE w.correction_id = o.correction_id), 0)
+FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s
+
 -- name: set_reference
 UPDATE assetclass.operation SET reference_hash = %(reference_hash)s
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
