@@ -38,6 +38,10 @@ class DatabaseUnavailableError(AssetClassError):
     http_status = 503
 
 
+class NoFreeConnectionError(DatabaseUnavailableError):
+    """PostgreSQL is there, but has no connection left for another session."""
+
+
 class EmbeddedServerError(AssetClassError):
     """The embedded PostgreSQL could not be set up, started or stopped."""
 

@@ -12,7 +12,6 @@ import psycopg
 import typer
 from psycopg.rows import TupleRow
 from pydantic import ValidationError
-from pydantic.alias_generators import to_camel
 
 from assetclass_pipeline.cli import presentation
 from assetclass_pipeline.cli.correction import end_run, run_when_free
@@ -127,15 +126,15 @@ def tune(
 
 
 def _limit(said: str) -> tuple[str, object]:
-    """A limit under the name that it has on the wire; a number or null is no text."""
+    """A limit and its name; a number or null is no text."""
     name, _, value = (part.strip() for part in said.partition("="))
     if not name or not value:
         raise InvalidOptionsError(f"--throttle {said}: write it as NAME=VALUE, like lag_seconds=5.")
     try:
         number = json.loads(value)
     except ValueError:
-        return to_camel(name), value
-    return to_camel(name), number if isinstance(number, (int, float, type(None))) else value
+        return name, value
+    return name, number if isinstance(number, (int, float, type(None))) else value
 
 
 def _ask(ask: _Ask, correction_id: str | None, done: str, *, as_json: bool) -> None:

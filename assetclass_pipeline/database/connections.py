@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.errors import DatabaseUnavailableError
+from assetclass_pipeline.errors import DatabaseUnavailableError, NoFreeConnectionError
 from assetclass_pipeline.settings import SessionLimits, Settings
 
 _DRIVER = re.compile(r"^postgres(?:ql)?\+\w+://")
@@ -25,6 +25,7 @@ _MALFORMED = (
     "postgresql://USER:PASSWORD@HOST:5432/DATABASE, with characters such as @ : / # % in the "
     "password percent-encoded (@ is %40)."
 )
+_NO_FREE_CONNECTION = r"too many (?:clients|connections)|connection slots"
 _LONGEST_NAME = 63
 _OLDEST_SERVER = 14
 
@@ -56,7 +57,7 @@ _NEXT_STEPS = (
         "The host name is unknown: correct it in ASSETCLASS_DATABASE_URL.",
     ),
     (
-        r"too many (?:clients|connections)|connection slots",
+        _NO_FREE_CONNECTION,
         "The server has no free connection: close some, or raise its max_connections.",
     ),
     (
@@ -109,6 +110,7 @@ def connect(
 
     Raises DatabaseUnavailableError whose message names the next step and never a password; with
     `to_write` also for a standby, which during a failover may be there before it is promoted.
+    Raises NoFreeConnectionError where the server only has no room for another session.
     """
     parameters = _parameters(dsn)
     name = f"assetclass: {purpose}".encode()[:_LONGEST_NAME].decode(errors="ignore")
@@ -119,7 +121,7 @@ def connect(
         connection = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
     except (psycopg.Error, ValueError) as error:
         # Without its cause: libpq repeats parts of what it was given.
-        raise DatabaseUnavailableError(_refusal(str(error), parameters)) from None
+        raise _unavailable(str(error), parameters) from None
     _refuse_old_server(connection)
     if to_write and connection.info.parameter_status("in_hot_standby") == "on":
         connection.close()
@@ -248,6 +250,12 @@ def _holds_password_parts(parameters: Mapping[str, str | int]) -> bool:
     host, database = str(parameters.get("host", "")), str(parameters.get("dbname", ""))
     port = str(parameters.get("port", ""))
     return "@" in host.lstrip("@") or "@" in database or not re.fullmatch(r"[\d,]*", port)
+
+
+def _unavailable(said: str, parameters: Mapping[str, str | int]) -> DatabaseUnavailableError:
+    no_room = re.search(_NO_FREE_CONNECTION, said, re.IGNORECASE)
+    kind = NoFreeConnectionError if no_room else DatabaseUnavailableError
+    return kind(_refusal(said, parameters))
 
 
 def _refusal(said: str, parameters: Mapping[str, str | int]) -> str:

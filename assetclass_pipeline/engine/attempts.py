@@ -16,7 +16,7 @@ from assetclass_pipeline.engine.gate import Gate, Stop
 from assetclass_pipeline.engine.journal import Journal
 from assetclass_pipeline.engine.retry import means_waiting, retrying, what_it_said
 from assetclass_pipeline.engine.session import Session
-from assetclass_pipeline.errors import DatabaseUnavailableError
+from assetclass_pipeline.errors import DatabaseUnavailableError, NoFreeConnectionError
 from assetclass_pipeline.model.options import RetryOptions
 
 _FIRST_PAUSE = 0.2
@@ -91,7 +91,10 @@ class Attempts:
 
     def _wait(self, error: Exception, since: float) -> None:
         said = what_it_said(error)
-        if isinstance(error, DatabaseUnavailableError):
+        if isinstance(error, NoFreeConnectionError):
+            # Who has a connection goes on.
+            self._pause("connection", f"Waits for a connection: {said}", since)
+        elif isinstance(error, DatabaseUnavailableError):
             self._wait_for_server(error, since)
         elif isinstance(error, errors.LockNotAvailable):
             self._pause("lock", f"Waits for a lock of another session: {said}.", since)

@@ -30,6 +30,7 @@ from assetclass_pipeline.engine.work import (
     set_updated_at,
     skip,
 )
+from assetclass_pipeline.errors import DatabaseUnavailableError, NoFreeConnectionError
 from assetclass_pipeline.model.operation import SkipReason
 
 LEDGER_KEYS = {"operation_batch_pkey", "operation_skipped_row_pkey"}
@@ -60,6 +61,13 @@ class Worker:
     def connection(self) -> Connection[TupleRow]:
         """The connection, opened anew after it was lost."""
         return self._session.connection
+
+    def has_room(self) -> bool:
+        """Whether the server has a connection for it; what else is wrong, its batch waits for."""
+        try:
+            return not self._session.connection.closed
+        except DatabaseUnavailableError as error:
+            return not isinstance(error, NoFreeConnectionError)
 
     def close(self) -> None:
         """Close the connection if there is one."""

@@ -279,8 +279,9 @@ def _announce(
     """
     if not places:
         return []
+    # The other server's commit outlives a crash of ours: so must what tells of it.
     with transaction(connection, work.holder.settings) as cursor:
-        set_local(cursor, work.holder.settings, **SETTINGS)
+        set_local(cursor, work.holder.settings, **SETTINGS, synchronous_commit="on")
         values = {**work.holder.key, "seqs": list(seqs)}
         rows = cursor.execute(query("by_key", "in_doubt"), values).fetchall()
         in_doubt = frozenset(row[0] for row in rows)

@@ -29,10 +29,14 @@ from assetclass_pipeline.settings import Settings
 
 # First key of the advisory lock, so that it meets no other application's: "acls" in ASCII.
 ADVISORY_CLASS = 0x61636C73
+# Seconds between two looks of a holder at what is asked of it: no heart beats faster.
+CONTROL_INTERVAL = 0.5
 # So many heartbeats missed, and no session holds the advisory lock: nobody needs to wait longer.
 MISSED_BEATS = 3
 # A claim of one of these is the next process of the same run.
 _GOING_ON = {Status.RUNNING, Status.PAUSED}
+# Whoever claims one of these goes on with what somebody or something ended.
+_CUT_OFF = RESUMABLE - {Status.PLANNED}
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,32 @@ def claim(
                     query("control", "ask"),
                     {**by_key, "wanted": "run", "wanted_by": request.requested_by},
                 )
+            cursor.execute(query("control", "add_gap"), by_key)
             # The claim is the first heartbeat: one that died right after it would otherwise never
             # count as silent, and a resumed one would look silent until it beats.
             cursor.execute(
                 query("operation", "beat"),
                 {**by_key, "epoch": epoch, "holder": holder_name(), "pacing": None, "throttle": []},
             )
+            if row is not None and Status(row[0]) in _CUT_OFF:
+                _tell_who_resumed(cursor, key, request.requested_by, was=row[0])
             return epoch
     except errors.UniqueViolation:
         raise _in_progress(connection, settings) from None
+
+
+def _tell_who_resumed(
+    cursor: psycopg.Cursor[TupleRow], key: UUID, requested_by: str, *, was: str
+) -> None:
+    cursor.execute(
+        query("control", "remember"),
+        {
+            "correction_id": key,
+            "event": "resumed",
+            "actor": requested_by or holder_name(),
+            "details": Jsonb({"from": was, "holder": holder_name()}),
+        },
+    )
 
 
 def _creation(key: UUID, request: CorrectionRequest) -> dict[str, object]:
@@ -153,12 +174,13 @@ def _check_same_kind(key: UUID, request: CorrectionRequest, *, begun_dry: bool) 
 
 
 def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
+    missed_after = MISSED_BEATS * max(settings.heartbeat_interval, CONTROL_INTERVAL)
     with transaction(connection, settings) as cursor:
         cursor.execute(
             query("operation", "interrupt_abandoned"),
             {
-                "stale_after": settings.heartbeat_stale_after,
-                "missed_after": MISSED_BEATS * settings.heartbeat_interval,
+                "stale_after": max(settings.heartbeat_stale_after, missed_after),
+                "missed_after": missed_after,
                 "advisory_class": ADVISORY_CLASS,
             },
         )

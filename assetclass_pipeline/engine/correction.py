@@ -6,7 +6,7 @@ Belongs here: the order of the phases and the operation's end. Does not: how a p
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import psycopg
@@ -34,6 +34,7 @@ from assetclass_pipeline.engine.plan import (
     make_plan,
 )
 from assetclass_pipeline.engine.readiness import (
+    estimate_error,
     prepare,
     refuse_what_would_do_harm,
     remember_reference,
@@ -53,8 +54,7 @@ from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.pacing import PROFILES
-from assetclass_pipeline.model.preflight import estimate_error_percent
-from assetclass_pipeline.model.quality import IntegrityReport, SecondsRange
+from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline.settings import Settings
 
 __all__ = ["CorrectionRequest", "correct", "plan"]
@@ -69,10 +69,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Correction:
-    """A held correction: the tables as they are now, the options as they were when it began.
-
-    `estimate` is how long this try was expected to take, from `began` on.
-    """
+    """A held correction: the tables as they are now, the options as they were when it began."""
 
     holder: Holder
     tables: MarketTables
@@ -80,8 +77,6 @@ class Correction:
     scope: TimeRange
     pacing: object
     observe: Observer | None
-    estimate: SecondsRange | None = None
-    began: float = field(default_factory=time.monotonic)
 
     @property
     def connection(self) -> Connection[TupleRow]:
@@ -150,6 +145,7 @@ def plan(
             _plan(correction)
         if park:
             correction.again(lambda: correction.holder.update("park", {}))
+            correction.holder.stop.comes_too_late()
         else:
             correction.enter(Phase.PLANNED)
         return correction.again(correction.operation)
@@ -202,7 +198,9 @@ def _begun(
             raise
         except BaseException:
             with suppress(AssetClassError, psycopg.Error):
-                correction.holder.once(lambda: _keep_summary(correction))
+                correction.holder.once(
+                    lambda: _keep_summary(correction), longest=correction.holder.longest_scan
+                )
             raise
 
 
@@ -237,9 +235,7 @@ def _plan(correction: Correction) -> PlanState:
     remember_reference(correction.holder, correction.tables)
     state = make_plan(correction.scan(), state)
     if state.planned:
-        correction.estimate = prepare(
-            correction.scan(), state, scan_seconds=before.analysis_duration_seconds
-        )
+        prepare(correction.scan(), state, scan_seconds=before.analysis_duration_seconds)
     return state
 
 
@@ -383,6 +379,7 @@ def _end(
             correction.holder.update_with(cursor, "finish", dict(values))
 
     correction.again(end)
+    correction.holder.stop.comes_too_late()
     correction.report()
 
 
@@ -407,11 +404,10 @@ def _require_whole_plan(correction: Correction, cursor: Cursor[TupleRow], state:
 
 
 def _estimate_error(correction: Correction) -> float | None:
-    """How far off the estimate was; None where another try or process made the plan."""
-    if correction.estimate is None or correction.options.dry_run:
+    """How far off the estimate was; a dry run does not do what was estimated."""
+    if correction.options.dry_run:
         return None
-    worked = time.monotonic() - correction.began - correction.holder.journal.seconds_waited
-    return estimate_error_percent(correction.estimate.low, correction.estimate.high, worked)
+    return correction.again(lambda: estimate_error(correction.holder))
 
 
 def _summarise(correction: Correction, cursor: Cursor[TupleRow], state: PlanState) -> None:
@@ -429,8 +425,10 @@ def _keep_summary(correction: Correction) -> None:
     state = load_plan(correction.holder)
     if state is None or correction.options.dry_run:
         return
-    with transaction(correction.connection, correction.settings) as cursor:
+    with transaction(correction.connection, correction.settings, statement_timeout="0") as cursor:
         _summarise(correction, cursor, state)
+        # Last: a take-over need not wait for all of this.
+        correction.holder.require_held(cursor)
 
 
 def scores(report: IntegrityReport) -> dict[str, object]:

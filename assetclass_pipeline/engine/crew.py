@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.batches import Worker
+from assetclass_pipeline.engine.plan import require_stored
 from assetclass_pipeline.engine.ranges import OpenRanges
 from assetclass_pipeline.engine.work import Work, explain
 
@@ -19,6 +20,7 @@ _LOOK_AGAIN = 0.1
 def open_ranges(work: Work) -> OpenRanges:
     """What the ledger lacks: the whole plan, or a resume's rest."""
     with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+        require_stored(work.holder, cursor, work.plan)
         gaps = cursor.execute(
             query("batch", "open_ranges"),
             {"correction_id": work.holder.correction_id, "planned": work.plan.planned},
@@ -71,14 +73,25 @@ class Crew:
         worker = Worker(self._work, number)
         try:
             while self._has_more():
-                if number > self._work.tempo.pacing.workers:
+                wanted = self._work.tempo.pacing.workers
+                if number > wanted:
+                    # Somebody else may need the connection meanwhile.
+                    worker.close()
                     self._work.holder.stop.wait(_LOOK_AGAIN)
+                elif wanted > 1 and not worker.has_room():
+                    self._go_on_with_fewer(number)
                 else:
                     self._next_batch(worker)
         except Exception as error:  # noqa: BLE001 - a thread's error must reach the one who waits
             self._work.holder.stop.because(explain(error, self._work))
         finally:
             worker.close()
+
+    def _go_on_with_fewer(self, number: int) -> None:
+        """The server has no connection left: the last worker gives its own to the first one."""
+        self._work.tempo.met_contention()
+        self._work.holder.journal.tell("no_free_connection", worker=number)
+        self._work.holder.stop.wait(_LOOK_AGAIN)
 
     def _next_batch(self, worker: Worker) -> None:
         work = self._work

@@ -20,12 +20,24 @@ class Stop(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.cause: AssetClassError | None = None
+        self._too_late = False
+        self._guard = threading.Lock()
 
     def because(self, cause: AssetClassError) -> None:
         """Ask all workers to stop between two batches; the first cause stays."""
-        if self.cause is None:
-            self.cause = cause
-        self.set()
+        with self._guard:
+            if self._too_late:
+                return
+            if self.cause is None:
+                self.cause = cause
+            self.set()
+
+    def comes_too_late(self) -> None:
+        """The operation has ended: who asks it to stop, or asked it just now, is not heard."""
+        with self._guard:
+            self._too_late = True
+            self.cause = None
+            self.clear()
 
     def check(self) -> None:
         """Raise the cause once there is one."""

@@ -24,6 +24,7 @@ from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.attempts import Attempts
 from assetclass_pipeline.engine.claiming import (
     ADVISORY_CLASS,
+    CONTROL_INTERVAL,
     CorrectionRequest,
     claim,
     fenced,
@@ -46,7 +47,6 @@ from assetclass_pipeline.model.operation import Phase, Status
 from assetclass_pipeline.model.tuning import Tuning
 from assetclass_pipeline.settings import Settings
 
-CONTROL_INTERVAL = 0.5
 # Beside what the server may take for a statement: its answer's way to us.
 _ANSWER_SECONDS = 15.0
 _HELD = {Status.RUNNING, Status.PAUSED}
@@ -135,7 +135,7 @@ class Holder:
         return self.attempts.do(
             self._session,
             partial(step, *args, **kwargs),
-            longest=self.settings.session.scan_timeout + _ANSWER_SECONDS,
+            longest=self.longest_scan,
             to_write=False,
         )
 
@@ -150,15 +150,24 @@ class Holder:
         return self.attempts.do(
             session or self._session,
             partial(step, *args, **kwargs),
-            longest=self.settings.session.statement_timeout + _ANSWER_SECONDS,
+            longest=self.longest_statement,
             to_write=True,
         )
 
-    def once(self, step: Callable[[], Result]) -> Result:
+    def once(self, step: Callable[[], Result], *, longest: float | None = None) -> Result:
         """Do a step on the own connection once and past the gate; a stop does not end it."""
-        longest = self.settings.session.statement_timeout + _ANSWER_SECONDS
-        with self._session.at_work(longest, may_be_ended=False):
+        with self._session.at_work(longest or self.longest_statement, may_be_ended=False):
             return step()
+
+    @property
+    def longest_statement(self) -> float:
+        """Seconds after which a usual step is given up."""
+        return self.settings.session.statement_timeout + _ANSWER_SECONDS
+
+    @property
+    def longest_scan(self) -> float:
+        """Seconds after which a step is given up that reads a whole table."""
+        return self.settings.session.scan_timeout + _ANSWER_SECONDS
 
     @property
     def key(self) -> dict[str, object]:
@@ -171,7 +180,10 @@ class Holder:
 
     def update(self, statement: str, values: Mapping[str, object]) -> None:
         """Change the operation's row while it is ours. Raises OperationFencedError."""
-        with transaction(self.connection, self.settings) as cursor:
+        with (
+            self._session.at_work(self.longest_statement),
+            transaction(self.connection, self.settings) as cursor,
+        ):
             self.update_with(cursor, statement, values)
 
     def update_with(
@@ -185,6 +197,11 @@ class Holder:
     def require_ours(self, cursor: Cursor[TupleRow]) -> None:
         """The fence of a transaction without a ledger row. Raises OperationFencedError."""
         if cursor.execute(query("operation", "require_ours"), self.key).fetchone() is None:
+            raise fenced(self.correction_id)
+
+    def require_held(self, cursor: Cursor[TupleRow]) -> None:
+        """The same for one that may be paused. Raises OperationFencedError."""
+        if cursor.execute(query("operation", "require_held"), self.key).fetchone() is None:
             raise fenced(self.correction_id)
 
     def _watch(self) -> None:
@@ -205,6 +222,9 @@ class Holder:
         last_heard, last_beat = time.monotonic(), 0.0
         told: list[str] = []
         try:
+            with suppress(psycopg.Error, DatabaseUnavailableError):
+                # Before any worker takes the server's last one.
+                _ = session.connection
             while not self._ended.wait(CONTROL_INTERVAL):
                 self._check_deadline()
                 self._cut_what_stalls()

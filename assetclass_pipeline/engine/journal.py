@@ -28,7 +28,6 @@ class Journal:
         self._actor = actor
         self._events: list[Event] = []
         self._waits: dict[str, float] = {}
-        self._seconds_waited = 0.0
         self._waiting: Counter[str] = Counter()
         self._waiting_since: dict[str, float] = {}
         self._writing: tuple[int, dict[str, float]] = (0, {})
@@ -40,10 +39,10 @@ class Journal:
             self._events.append((event, details))
 
     @property
-    def seconds_waited(self) -> float:
-        """Seconds that it was held so far; waits for two signals at once count twice."""
+    def seconds_unwritten(self) -> float:
+        """Seconds of waiting that the database does not know; for two signals at once, twice."""
         with self._guard:
-            return self._seconds_waited
+            return sum(self._waits.values())
 
     def waited(self, signal: str, seconds: float) -> None:
         """The operation was held by `signal` for so many seconds."""
@@ -66,7 +65,6 @@ class Journal:
                     self._add(signal, time.monotonic() - self._waiting_since[signal])
 
     def _add(self, signal: str, seconds: float) -> None:
-        self._seconds_waited += seconds
         self._waits[signal] = self._waits.get(signal, 0.0) + seconds
 
     def write(self, cursor: Cursor[TupleRow]) -> None:

@@ -130,6 +130,7 @@ def load_plan(holder: Holder) -> PlanState | None:
         used = cursor.execute(query("operation", "covered_seqs"), by_key).fetchone()
         if used is not None and used[0]:
             raise plan_lost(holder)
+        holder.require_ours(cursor)
         drop_plan(cursor, state)
     return None
 
@@ -169,35 +170,72 @@ def make_plan(scan: PlanScan, state: PlanState | None) -> PlanState:
 
 def _complete(scan: PlanScan, state: PlanState) -> None:
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
-        _require_every_chunk(scan.holder, cursor, state)
         cursor.execute(query("plan", "number_rows", backup=state.identifier))
         cursor.execute(query("plan", "analyze_table", backup=state.identifier))
         size = scan.options.batch_size or size_range(state.planned)[0]
         complete = state.model_copy(update={"complete": True, "batch_size": size})
-        _store(scan.holder, cursor, complete)
+        _store(scan.holder, cursor, state, complete)
     state.complete, state.batch_size = True, size
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Pages [page, end) of the file that a leaf had when its scan began."""
+
+    leaf: Leaf
+    page: int
+    end: int
+    file_node: int | None
+
+
+class _LeafRewrittenError(Exception):
+    """The leaf got another file while it was scanned: its planned addresses are of the old one."""
 
 
 def scan_leaves(scan: PlanScan, state: PlanState) -> None:
     """Add the correctable rows of every leaf, chunk by chunk, each in its own transaction."""
     for leaf in scan.tables.leaves:
-        pages, reuses, file_node = scan.holder.attempt(_look_at, scan, leaf)
-        state.file_nodes.setdefault(leaf.oid, file_node)
-        if reuses and leaf.oid not in state.reusing:
-            state.reusing.append(leaf.oid)
-        for page in range(state.scanned.get(leaf.oid, 0), pages, PAGES_PER_CHUNK):
-            scan.holder.stop.check()
-            if _is_full(scan.options, state):
-                return
-            end = min(page + PAGES_PER_CHUNK, pages)
-            add = partial(_add_chunk, scan, state, leaf, page, end)
-            began = time.monotonic()
-            if leaf.kind == "foreign":
-                # All that another server holds is one chunk, however long it takes to read.
-                scan.holder.attempt(add)
+        while not _is_full(scan.options, state):
+            try:
+                _scan_leaf(scan, state, leaf)
+            except _LeafRewrittenError:
+                # Nothing of that chunk was kept; the new file is scanned from its beginning.
+                scan.holder.attempt(_begin_again, scan, state, leaf)
             else:
-                scan.holder.attempt_to_write(None, add)
-            scan.rest(time.monotonic() - began)
+                break
+
+
+def _scan_leaf(scan: PlanScan, state: PlanState, leaf: Leaf) -> None:
+    pages, reuses, file_node = scan.holder.attempt(_look_at, scan, leaf)
+    state.file_nodes.setdefault(leaf.oid, file_node)
+    if reuses and leaf.oid not in state.reusing:
+        state.reusing.append(leaf.oid)
+    if not scan.skip_planned and state.was_rewritten(leaf.oid, file_node):
+        # Its file stays the old one's, so that the first batch takes all addresses afresh.
+        scan = replace(scan, skip_planned=True)
+        scan.holder.attempt(_begin_again, scan, state, leaf)
+    for page in range(state.scanned.get(leaf.oid, 0), pages, PAGES_PER_CHUNK):
+        scan.holder.stop.check()
+        if _is_full(scan.options, state):
+            return
+        chunk = _Chunk(leaf, page, min(page + PAGES_PER_CHUNK, pages), file_node)
+        add = partial(_add_chunk, scan, state, chunk)
+        began = time.monotonic()
+        if leaf.kind == "foreign":
+            # All that another server holds is one chunk, however long it takes to read.
+            scan.holder.attempt(add)
+        else:
+            scan.holder.attempt_to_write(None, add)
+        scan.rest(time.monotonic() - began)
+
+
+def _begin_again(scan: PlanScan, state: PlanState, leaf: Leaf) -> None:
+    after = state.model_copy(deep=True)
+    after.scanned.pop(leaf.oid, None)
+    with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
+        index_keys(cursor, state)
+        _store(scan.holder, cursor, state, after)
+    state.scanned = after.scanned
 
 
 def add_late_rows(scan: PlanScan, state: PlanState) -> None:
@@ -207,11 +245,11 @@ def add_late_rows(scan: PlanScan, state: PlanState) -> None:
 
 
 def _begin_late_pass(scan: PlanScan, state: PlanState) -> None:
+    after = state.model_copy(update={"scanned": {}})
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
-        _require_every_chunk(scan.holder, cursor, state)
         index_keys(cursor, state)
-        state.scanned.clear()
-        _store(scan.holder, cursor, state)
+        _store(scan.holder, cursor, state, after)
+    state.scanned = after.scanned
 
 
 def index_keys(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
@@ -249,7 +287,8 @@ def look_at_file(cursor: psycopg.Cursor[TupleRow], leaf: Leaf) -> tuple[int, int
     return (int(row[0] or 0), row[1]) if row else (0, None)
 
 
-def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int) -> None:
+def _add_chunk(scan: PlanScan, state: PlanState, chunk: _Chunk) -> None:
+    leaf = chunk.leaf
     is_foreign = leaf.kind == "foreign"
     rows = correctable_rows(
         scan.tables,
@@ -269,13 +308,13 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
     values: dict[str, Any] = {
         **rows.values,
         "blanks": blanks_of(scan.connection),
-        "first_address": f"({page},0)",
-        "end_address": f"({end},0)",
+        "first_address": f"({chunk.page},0)",
+        "end_address": f"({chunk.end},0)",
         "last_seq": state.planned,
         "leaf": leaf.oid,
         "can_reuse_space": leaf.oid in state.reusing,
         "visits": VISITS,
-        "pages": end - page,
+        "pages": chunk.end - chunk.page,
         "most": None if most is None else most - state.planned,
     }
     after = state.model_copy(deep=True)
@@ -285,14 +324,16 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
         with transaction(
             scan.connection, scan.holder.settings, statement_timeout=f"{round(seconds * 1000)}ms"
         ) as cursor:
-            if (landed := _landed(scan, cursor, leaf, end)) is not None:
+            if (landed := _landed(scan, cursor, leaf, chunk.end)) is not None:
                 state.segments, state.scanned = landed.segments, landed.scanned
                 return
-            _require_every_chunk(scan.holder, cursor, state)
-            row = cursor.execute(statement, values).fetchone()
+                row = cursor.execute(statement, values).fetchone()
+            # The statement locked the leaf: from here on it keeps its file.
+            if not is_foreign and look_at_file(cursor, leaf)[1] != chunk.file_node:
+                raise _LeafRewrittenError
             after.add(leaf.oid, int(row[0]) if row else 0)
-            after.scanned[leaf.oid] = end
-            _store(scan.holder, cursor, after)
+            after.scanned[leaf.oid] = chunk.end
+            _store(scan.holder, cursor, state, after)
     except (errors.DataError, errors.IntegrityError) as error:
         # The second is a domain's own check.
         raise CorrectionFailedError(
@@ -318,22 +359,24 @@ def _landed(
     return PlanState.model_validate(stored[0]) if stored else None
 
 
-def _require_every_chunk(
-    holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState
+def _store(
+    holder: Holder, cursor: psycopg.Cursor[TupleRow], before: PlanState, after: PlanState
 ) -> None:
-    """Chunks that a failover forgot would leave a hole in it. Raises CorrectionFailedError."""
+    require_stored(holder, cursor, before)
+    holder.update_with(cursor, "set_plan", after.stored)
+
+
+def require_stored(holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
+    """The database must know of every row that we planned. Raises CorrectionFailedError."""
     key = {"correction_id": holder.correction_id}
-    row = cursor.execute(query("operation", "planned_rows"), key).fetchone()
-    if row is not None and row[0] != state.planned:
+    row = cursor.execute(query("operation", "stored_records"), key).fetchone()
+    stored = int(row[0]) if row else state.planned
+    if stored != state.planned:
         raise CorrectionFailedError(
             f"The server lost a part of the plan of operation {holder.correction_id} after it had "
-            f"confirmed it (a crash, or a standby that took over): {row[0]:,} of "
-            f"{state.planned:,} rows are left of it. Run it again to go on where it stopped."
+            f"confirmed it (a crash, or a standby that took over): {stored:,} of "
+            f"{state.planned:,} planned rows are left. Run it again to go on where it stopped."
         )
-
-
-def _store(holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
-    holder.update_with(cursor, "set_plan", state.stored)
 
 
 def _create_table(scan: PlanScan) -> PlanState:

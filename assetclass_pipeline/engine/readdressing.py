@@ -41,7 +41,11 @@ def _look_at(work: Work, session: Session, leaf: Leaf) -> tuple[int, int | None]
 
 
 def _index_keys(work: Work, session: Session) -> None:
-    with transaction(session.connection, work.holder.settings, statement_timeout="0") as cursor:
+    # It reads the whole plan, which takes longer than the statements of a batch.
+    with (
+        session.at_work(work.holder.longest_scan),
+        transaction(session.connection, work.holder.settings, statement_timeout="0") as cursor,
+    ):
         index_keys(cursor, work.plan)
 
 

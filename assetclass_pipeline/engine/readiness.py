@@ -19,7 +19,7 @@ from assetclass_pipeline.engine.preflight import check_market, preflight
 from assetclass_pipeline.errors import PreflightRefusedError
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.pacing import PROFILES
-from assetclass_pipeline.model.preflight import Preflight
+from assetclass_pipeline.model.preflight import Preflight, estimate_error_percent
 from assetclass_pipeline.model.quality import SecondsRange
 from assetclass_pipeline.settings import Settings
 
@@ -42,12 +42,12 @@ def refuse_what_would_do_harm(
         _refuse(check_market(connection, tables, settings, options, new_classes=None, records=None))
 
 
-def prepare(plan: PlanScan, state: PlanState, *, scan_seconds: float) -> SecondsRange | None:
+def prepare(plan: PlanScan, state: PlanState, *, scan_seconds: float) -> None:
     """Look at the tables with the plan at hand, and keep what was found with the operation.
 
-    `scan_seconds` is what one scan of the market table took. Returns how long the whole operation
-    is expected to take; None where that is not known. Raises PreflightRefusedError; nothing of
-    the market table was changed then.
+    How long the whole operation is expected to take is kept too, where that is known;
+    `scan_seconds` is what one scan of the market table took. Raises PreflightRefusedError;
+    nothing of the market table was changed then.
     """
     found = plan.holder.attempt(_look, plan, state, scan_seconds)
     estimate = found.estimated_seconds
@@ -58,7 +58,6 @@ def prepare(plan: PlanScan, state: PlanState, *, scan_seconds: float) -> Seconds
     plan.holder.attempt(plan.holder.update, "set_preflight", values)
     if not plan.options.dry_run:
         _refuse(found)
-    return estimate
 
 
 def _look(plan: PlanScan, state: PlanState, scan_seconds: float) -> Preflight:
@@ -92,6 +91,21 @@ def _is_worth_rehearsing(found: Preflight) -> bool:
     return (found.rows_to_change or 0) >= LEAST_ROWS_TO_REHEARSE or any(
         trigger.fires for trigger in found.triggers
     )
+
+
+def estimate_error(holder: Holder) -> float | None:
+    """How far off the estimate was, in percent; None where none was made.
+
+    What counts is the work of all tries and processes, from the first claim until now.
+    """
+    key = {"correction_id": holder.correction_id}
+    with transaction(holder.connection, holder.settings, read_only=True) as cursor:
+        row = cursor.execute(query("operation", "estimate_and_work"), key).fetchone()
+    if row is None or row[0] is None:
+        return None
+    estimate = SecondsRange.model_validate(row[0])
+    worked = max(0.0, row[1] - holder.journal.seconds_unwritten)
+    return estimate_error_percent(estimate.low, estimate.high, worked)
 
 
 def _refuse(found: Preflight) -> None:

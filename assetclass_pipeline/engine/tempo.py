@@ -110,7 +110,7 @@ class Tempo:
             self._window_began = None
 
     def met_contention(self) -> None:
-        """A batch met locks of others: fewer of us at once."""
+        """A batch met locks of others, or a worker no free connection: fewer of us at once."""
         with self._guard:
             self._pacing = contention(self._pacing, self._bounds)
             self._window_began = None

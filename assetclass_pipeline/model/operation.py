@@ -122,7 +122,8 @@ class QuarantinedRow(WireModel):
 class Operation(WireModel):
     """One correction or rollback as every surface shows it.
 
-    `throttle` says why no batch is started now; `waits` how many seconds each signal held it;
+    `throttle` says why no batch is started now; `waits` how many seconds each signal held it
+    (`next_process`: it lay between two processes);
     `quarantined` and `events` hold the first and the newest ones.
     """
 

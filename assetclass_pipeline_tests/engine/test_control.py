@@ -187,15 +187,19 @@ class TestTuning:
             with asking(market) as connection:
                 changes = Tuning(batch_size=20, workers=3, throttle={"lag_seconds": 5})
                 tune(connection, market.settings, named, changes, by="anna")
-                tune(connection, market.settings, named, Tuning(pace=Pace.FAST), by="ben")
+                changes = Tuning(pace=Pace.FAST, throttle={"lagSeconds": 7})
+                tune(connection, market.settings, named, changes, by="ben")
                 correction.wait_for(lambda o: bool(o.pacing and o.pacing.workers > 1))
         ended = correction.state
         assert (ended.status, ended.records_corrected) == (Status.SUCCEEDED, RECORDS)
         tuned = {event.actor: event.details for event in ended.events}
         assert tuned == {
-            "anna": {"batchSize": 20, "workers": 3, "throttle": {"lag_seconds": 5}},
-            "ben": {"pace": "fast"},
+            "anna": {"batchSize": 20, "workers": 3, "throttle": {"lagSeconds": 5}},
+            "ben": {"pace": "fast", "throttle": {"lagSeconds": 7}},
         }
+        # One limit under two names would hold two values.
+        kept = market.value("SELECT tuning -> 'throttle' FROM assetclass.operation_control")
+        assert kept == {"lagSeconds": 7}
         largest = market.value("SELECT max(last_seq - first_seq + 1) FROM {}", _LEDGER)
         assert 10 < largest <= 20
         assert market.value("SELECT count(DISTINCT worker) FROM {}", _LEDGER) > 1

@@ -224,7 +224,10 @@ class TestStopping:
                 cancelled_by=(GeneratorExit,),
             )
         assert operation_of(market, request.correction_id).status is status
-        assert correct_now(market, request).records_corrected == 100
+        resumed = correct_now(market, replace(request, requested_by="anna"))
+        assert resumed.records_corrected == 100
+        (event,) = resumed.events
+        assert (event.event, event.actor, event.details["from"]) == ("resumed", "anna", status)
 
     def test_only_an_active_operation_can_be_cancelled(self, market: Market) -> None:
         done = correct_now(market)
@@ -262,6 +265,7 @@ class TestPlanFirst:
         assert correct_now(market, max_records_to_process=1).records_corrected == 1
         operation = correct_now(market, request)
         assert operation.backup_table == planned.backup_table
+        assert operation.events == [], "it was not cut off"
         assert operation.records_corrected + operation.records_skipped == 100
 
     def test_a_plan_that_stays_running_is_picked_up_by_the_same_run(self, market: Market) -> None:
@@ -286,6 +290,28 @@ class TestPlanFirst:
             assert chosen(again) == (root, None)
             correct_now(market, request_of(root))
             assert chosen(again) == (again, root)
+
+
+def test_the_estimate_is_judged_by_the_work_of_all_processes(market: Market) -> None:
+    """Dagster plans in one process and corrects in another; in between, nobody works."""
+    request = request_of()
+    plan_now(market.fill(100), request)
+    market.execute(
+        'UPDATE assetclass.operation SET estimate = \'{{"low": 1, "high": 50}}\', '
+        "started_at = clock_timestamp() - interval '1030 s'"
+    )
+    market.execute(
+        "UPDATE assetclass.operation_heartbeat SET beat_at = clock_timestamp() - interval '900 s'"
+    )
+    market.execute(
+        "INSERT INTO assetclass.operation_wait SELECT correction_id, 'window', 30 "
+        "FROM assetclass.operation"
+    )
+    ended = correct_now(market, request)
+    # 100 s of work before, and a little now.
+    assert ended.estimate_error_percent is not None
+    assert 100 <= ended.estimate_error_percent < 180
+    assert 900 <= ended.waits["next_process"] < 940
 
 
 def guide_update(market: Market, backup: str) -> None:

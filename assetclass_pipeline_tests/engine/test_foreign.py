@@ -807,3 +807,21 @@ class TestLooking:
         )
         assert invalid == []
         assert correct_now(market).records_corrected == 12
+
+
+def test_what_is_announced_outlives_a_crash_whatever_the_role_defaults_to(far: Market) -> None:
+    """Guard: the other server's commit is on its disk, so what tells of it must be on ours."""
+    far.execute("CREATE TABLE seen (synchronous_commit text)")
+    far.execute(
+        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "INSERT INTO public.seen VALUES (current_setting('synchronous_commit')); RETURN NULL; "
+        "END $$"
+    )
+    far.execute(
+        "CREATE TRIGGER see AFTER INSERT ON assetclass.operation_attempt "
+        "FOR EACH ROW EXECUTE FUNCTION see()"
+    )
+    database = sql.Identifier(far.connection.info.dbname)
+    far.execute("ALTER DATABASE {} SET synchronous_commit = off", database)
+    assert correct_now(far).records_corrected == 12
+    assert set(far.rows("SELECT * FROM seen")) == {("on",)}

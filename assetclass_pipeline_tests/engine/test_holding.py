@@ -2,23 +2,32 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import psycopg
 import pytest
+from psycopg import sql
 
+from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.engine import holding as holding_module
+from assetclass_pipeline.engine.claiming import CorrectionRequest, claim, refuse_while_active
 from assetclass_pipeline.engine.control import ask_to_cancel, ask_to_pause, ask_to_resume
 from assetclass_pipeline.engine.correction import correct
 from assetclass_pipeline.engine.courtesy import Courtesy
-from assetclass_pipeline.engine.holding import Holder
+from assetclass_pipeline.engine.holding import Holder, hold
 from assetclass_pipeline.engine.journal import Journal
 from assetclass_pipeline.engine.operations import as_uuid
+from assetclass_pipeline.engine.plan import load_plan
 from assetclass_pipeline.errors import (
     AssetClassError,
     CorrectionFailedError,
     ErrorRateError,
     OperationCancelledError,
+    OperationFencedError,
+    OperationInProgressError,
 )
 from assetclass_pipeline.model.operation import Operation, Phase, Status
+from assetclass_pipeline.settings import SessionLimits
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
 from assetclass_pipeline_tests.engine.runs import (
     correct_now,
@@ -130,9 +139,15 @@ def test_it_does_not_go_on_without_heartbeat_or_throttle(
     assert correction.state.records_corrected < RECORDS
 
 
-def test_what_a_failed_one_changed_is_summed_up_however_long_that_takes(market: Market) -> None:
-    """The heartbeat ends the statement that runs when it hears of a stop; not this one."""
-    market.fill(2000)
+def test_what_a_failed_one_changed_is_summed_up_however_long_that_takes(
+    make_market: MakeMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat ends the statement that runs when it hears of a stop; not this one.
+
+    Guard: neither the server's limit for a statement nor ours for a step is for it.
+    """
+    monkeypatch.setattr(Holder, "longest_statement", 1.0)
+    market = make_market(session=SessionLimits(statement_timeout=1)).fill(2000)
     market.execute(
         "ALTER TABLE {} ADD CHECK (id <= 1000 OR asset_class IS NULL)", market.market_identifier
     )
@@ -185,7 +200,7 @@ def test_what_several_threads_wait_for_at_once_counts_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 0.5 <= journal.seconds_waited <= time.monotonic() - began
+    assert 0.5 <= journal.seconds_unwritten <= time.monotonic() - began
 
 
 def test_batches_that_the_throttle_holds_are_not_let_in_by_an_end(make_market: MakeMarket) -> None:
@@ -217,3 +232,141 @@ def test_batches_that_the_throttle_holds_are_not_let_in_by_an_end(make_market: M
     )[0]
     # The throttle closed within a poll of the first report; the second one came 2 s later.
     assert last is None or (ended - last).total_seconds() > 0.7
+
+
+def test_one_that_ended_well_is_not_out_of_time_afterwards(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline falls between its end and the last look of its heart."""
+    holders: list[Holder] = []
+    enter = Holder.__enter__
+
+    def entered(holder: Holder) -> Holder:
+        holders.append(holder)
+        return enter(holder)
+
+    monkeypatch.setattr(Holder, "__enter__", entered)
+
+    def let_time_pass(operation: Operation) -> None:
+        if operation.phase is Phase.DONE:
+            holders[0]._deadline = 0.0
+            # Two looks of the heartbeat.
+            time.sleep(1.2)
+
+    operation = correct(market.fill(20).dsn, market.settings, request_of(), observe=let_time_pass)
+    assert operation.status is Status.SUCCEEDED
+
+
+def test_an_index_on_the_plan_may_take_longer_than_a_batch(
+    make_market: MakeMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: what takes addresses afresh has the time of a scan until its connection is cut."""
+    monkeypatch.setattr(holding_module, "_ANSWER_SECONDS", 0.5)
+    market = make_market(session=SessionLimits(statement_timeout=1))
+    request = request_of(batch_size=4, retry={"tries": 1})
+    plan_now(market.fill(20), request)
+    market.execute(
+        "CREATE FUNCTION rest() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(3); END $$"
+    )
+    market.execute(
+        "CREATE EVENT TRIGGER rest ON ddl_command_end WHEN TAG IN ('CREATE INDEX') "
+        "EXECUTE FUNCTION rest()"
+    )
+    market.execute("VACUUM FULL {}", market.market_identifier)
+    assert correct_now(market, request).records_corrected == 20
+    events = operation_of(market, request.correction_id).events
+    assert [event.event for event in events] == ["addresses_taken_afresh"]
+
+
+def test_a_short_step_that_stalls_is_cut_soon(
+    make_market: MakeMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: the operation's row is written within the time of a statement, not of a scan."""
+    # The server waits for the lock much longer than we do for its answer.
+    monkeypatch.setattr(Holder, "longest_statement", 1.0)
+    market = make_market(session=SessionLimits(lock_timeout=WAIT))
+    with hold(market.dsn, market.settings, request_of(retry={"tries": 20})) as holder:
+        with psycopg.connect(market.dsn) as other:
+            other.execute("SELECT FROM assetclass.operation FOR SHARE")
+            step = threading.Thread(
+                target=holder.attempt, args=(holder.enter_phase, Phase.ANALYSING)
+            )
+            step.start()
+            deadline = time.monotonic() + WAIT / 2
+            while not market.value("SELECT count(*) FROM assetclass.operation_event"):
+                assert time.monotonic() < deadline, "nothing was cut"
+                time.sleep(0.1)
+        step.join()
+    assert market.value("SELECT event FROM assetclass.operation_event") == "connection_stalled"
+    assert market.value("SELECT phase FROM assetclass.operation") == Phase.ANALYSING
+
+
+def fail_after_a_while(market: Market, meanwhile: Callable[[], None]) -> CorrectionRequest:
+    """A correction that breaks on its own account when some rows are written."""
+    request = request_of(batch_size=4)
+
+    def break_down(operation: Operation) -> None:
+        if operation.phase is Phase.VERIFYING:
+            meanwhile()
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError):
+        correct(market.fill(20).dsn, market.settings, request, observe=break_down)
+    return request
+
+
+def test_who_was_taken_over_does_not_sum_up(market: Market) -> None:
+    """Guard: the epoch; the new owner's summary would be replaced by what the old one knows."""
+
+    def take_over() -> None:
+        market.execute("UPDATE assetclass.operation SET epoch = epoch + 1")
+
+    request = fail_after_a_while(market, take_over)
+    assert operation_of(market, request.correction_id).changes == []
+
+
+def test_who_was_taken_over_does_not_drop_the_plan_of_the_new_owner(market: Market) -> None:
+    """Guard: as above; it looks empty to somebody who knows of more rows."""
+    request = request_of()
+    planned = plan_now(market.fill(20), request)
+    backup = sql.Identifier(market.schema, str(planned.backup_table))
+    market.execute("DELETE FROM {}", backup)
+    with hold(market.dsn, market.settings, request) as holder:
+        market.execute("UPDATE assetclass.operation SET epoch = epoch + 1")
+        with pytest.raises(OperationFencedError):
+            load_plan(holder)
+        market.execute("UPDATE assetclass.operation SET epoch = epoch - 1")
+    assert market.backup_tables() == [planned.backup_table]
+
+
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.PAUSED])
+def test_what_one_changed_is_summed_up_even_if_it_is_paused(market: Market, status: Status) -> None:
+    def set_status() -> None:
+        market.execute("UPDATE assetclass.operation SET status = %s", values=(status.value,))
+
+    request = fail_after_a_while(market, set_status)
+    changes = operation_of(market, request.correction_id).changes
+    assert sum(change.records for change in changes) == 20
+
+
+def test_a_heart_that_cannot_beat_as_fast_as_is_asked_is_not_given_up(market: Market) -> None:
+    """Guard: no heart beats faster than its holder looks, whatever the settings say."""
+    hasty = market.settings.model_copy(
+        update={"heartbeat_interval": 0.02, "heartbeat_stale_after": 0.06}
+    )
+    request = request_of()
+    with connect(market.dsn, hasty, purpose="test") as connection:
+        claim(connection, hasty, request)
+        for _ in range(10):
+            # On a machine that is very busy it may be a second before anybody looks.
+            market.execute("UPDATE assetclass.operation SET status = 'running'")
+            market.execute(
+                "UPDATE assetclass.operation_heartbeat "
+                "SET beat_at = clock_timestamp() - interval '0.3 s'"
+            )
+            try:
+                refuse_while_active(connection, hasty)
+            except OperationInProgressError:
+                return
+    pytest.fail("its holder was given up after 0.3 s")

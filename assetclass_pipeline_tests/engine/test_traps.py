@@ -170,6 +170,7 @@ class TestOneOperation:
         resumed = correct_now(market, request)
         assert resumed.status is Status.SUCCEEDED
         assert resumed.records_corrected == 11
+        assert [event.event for event in resumed.events] == ["resumed"]
         assert market.classes() == right()
 
     def test_an_advisory_lock_that_somebody_leaked_keeps_no_dead_owner_alive(

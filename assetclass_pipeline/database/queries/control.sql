@@ -51,6 +51,14 @@ SELECT %(correction_id)s, signal, seconds
 FROM unnest(%(signals)s::text[], %(seconds)s::double precision[]) AS waited (signal, seconds)
 ON CONFLICT (correction_id, signal) DO UPDATE SET seconds = w.seconds + excluded.seconds
 
+-- name: add_gap
+-- From the last sign of life of the process before to the claim of the next one nobody worked.
+INSERT INTO assetclass.operation_wait AS w (correction_id, signal, seconds)
+SELECT h.correction_id, 'next_process',
+       greatest(0, extract(epoch FROM clock_timestamp() - h.beat_at)::double precision)
+FROM assetclass.operation_heartbeat h WHERE h.correction_id = %(correction_id)s
+ON CONFLICT (correction_id, signal) DO UPDATE SET seconds = w.seconds + excluded.seconds
+
 -- name: changes
 SELECT chosen.id::text AS correction_id, c.*
 FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (

@@ -62,6 +62,12 @@ SELECT FROM assetclass.operation
 WHERE correction_id = %(correction_id)s AND status = 'running' AND epoch = %(epoch)s
 FOR SHARE
 
+-- name: require_held
+-- Waits for a take-over that is about to commit, and makes a later one wait.
+SELECT FROM assetclass.operation
+WHERE correction_id = %(correction_id)s AND status IN ('running', 'paused') AND epoch = %(epoch)s
+FOR SHARE
+
 -- name: set_phase
 UPDATE assetclass.operation SET phase = %(phase)s
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
@@ -72,7 +78,8 @@ SET quality_before = coalesce(quality_before, %(quality)s), mismatched_left = %(
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
 
 -- name: set_backup_table
-UPDATE assetclass.operation SET backup_table = %(backup_table)s, plan = %(plan)s
+UPDATE assetclass.operation
+SET backup_table = %(backup_table)s, plan = %(plan)s, records_planned = NULL
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
 
 -- name: set_plan
@@ -97,6 +104,10 @@ WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status IN ('ru
 -- A second try finds it parked: COMMIT had arrived, its answer had not.
 UPDATE assetclass.operation SET status = 'planned', phase = 'planned'
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status IN ('running', 'planned')
+
+-- name: stored_records
+SELECT coalesce(records_planned, 0) FROM assetclass.operation
+WHERE correction_id = %(correction_id)s
 
 -- name: plan_of
 SELECT o.plan, o.options, o.range_start, o.range_end, h.pacing
@@ -208,10 +219,6 @@ FROM assetclass.operation_batch WHERE correction_id = %(correction_id)s AND pass
 SELECT correction_id::text FROM assetclass.operation WHERE run_id = %(run_id)s
 ORDER BY requested_at DESC LIMIT 1
 
--- name: planned_rows
-SELECT coalesce((plan #>> '{{segments,-1,last_seq}}')::bigint, 0)
-FROM assetclass.operation WHERE correction_id = %(correction_id)s
-
 -- name: scanned_pages
 SELECT coalesce((plan #>> ARRAY['scanned', %(leaf)s])::integer, 0)
 FROM assetclass.operation WHERE correction_id = %(correction_id)s
@@ -229,6 +236,13 @@ SELECT corrected_asset_class::text, count(*) FROM {backup} GROUP BY 1
 -- name: set_preflight
 UPDATE assetclass.operation SET preflight = %(preflight)s, estimate = %(estimate)s
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: estimate_and_work
+-- What was expected when the plan was made, and the seconds that all tries together did not wait.
+SELECT o.estimate, extract(epoch FROM clock_timestamp() - o.started_at)::double precision
+       - coalesce((SELECT sum(w.seconds) FROM assetclass.operation_wait w
+                   WHERE w.correction_id = o.correction_id), 0)
+FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s
 
 -- name: set_reference
 UPDATE assetclass.operation SET reference_hash = %(reference_hash)s

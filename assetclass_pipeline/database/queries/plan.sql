@@ -58,9 +58,11 @@ SELECT NOT EXISTS (
 -- page are damaged, batches visit the page several times, some rows each time: old versions are
 -- pruned in between and the next new ones find room on the same page.
 WITH chosen AS (
-    {correctable_rows}
-      AND m.ctid >= %(first_address)s::tid AND m.ctid < %(end_address)s::tid
-    ORDER BY m.ctid
+    SELECT c.* FROM (
+        {correctable_rows}
+          AND m.ctid >= %(first_address)s::tid AND m.ctid < %(end_address)s::tid) c
+    {not_planned}
+    ORDER BY c.address
     LIMIT %(most)s
 ), added AS (
     INSERT INTO {backup} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
@@ -69,8 +71,7 @@ WITH chosen AS (
            p.id, p.symbol, p."timestamp", p.asset_class, p.corrected_asset_class,
            %(leaf)s::oid, p.address
     FROM (SELECT c.*, row_number() OVER (ORDER BY c.address) AS place
-          FROM chosen c
-          {not_planned}) p,
+          FROM chosen c) p,
          (SELECT CASE WHEN %(can_reuse_space)s AND count(*) >= %(visits)s::bigint * %(pages)s
                       THEN %(visits)s ELSE 1 END AS number
           FROM chosen) visits
@@ -80,9 +81,14 @@ SELECT count(*) FROM added
 
 -- name: not_planned
 -- A later pass adds only rows that no earlier pass has planned: those have a reason already.
+-- Rows without an id are looked for by themselves, as text, because IS NOT DISTINCT FROM can drive
+-- no join: one condition for both would compare each row with each planned one.
 WHERE NOT EXISTS (SELECT FROM {backup} b
                   WHERE b.id = c.id AND b.symbol::text = c.symbol::text
                     AND b."timestamp" IS NOT DISTINCT FROM c."timestamp")
+  AND NOT EXISTS (SELECT FROM {backup} b
+                  WHERE b.id IS NULL AND c.id IS NULL AND b.symbol::text = c.symbol::text
+                    AND coalesce(b."timestamp"::text, '') = coalesce(c."timestamp"::text, ''))
 
 -- name: number_rows
 -- A btree, not BRIN: a batch reads exactly its range.
