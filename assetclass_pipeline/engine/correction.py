@@ -18,6 +18,7 @@ from assetclass_pipeline.database.connections import connect, scan, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.database.schema import require_schema
+from assetclass_pipeline.engine import backups
 from assetclass_pipeline.engine.analysis import analyse
 from assetclass_pipeline.engine.claiming import CorrectionRequest, fenced
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
@@ -374,6 +375,8 @@ def _end(
             _summarise(correction, cursor, state)
             if dropped:
                 drop_plan(cursor, state)
+            else:
+                backups.seal(cursor, correction.holder.correction_id, state.identifier)
             correction.holder.update_with(cursor, "finish", dict(values))
 
     correction.again(end)
