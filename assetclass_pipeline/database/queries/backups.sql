@@ -165,3 +165,54 @@ SELECT asset_class::text, count(*) FROM {backup} GROUP BY 1 ORDER BY 2 DESC, 1
 UPDATE assetclass.backup
 SET verified_at = clock_timestamp(), verification = %(verification)s
 WHERE correction_id = %(correction_id)s
+
+-- name: seqs_of
+SELECT min(seq), max(seq) FROM {backup}
+
+-- name: copy_rows
+-- CSV tells NULL from the empty string; in text, so that a reader needs none of our types.
+COPY (
+    SELECT b.seq, b.id::text, b.symbol::text, b."timestamp"::text, b.asset_class::text,
+           b.corrected_asset_class::text, s.reason
+    FROM {backup} b
+    LEFT JOIN assetclass.operation_skipped_row s
+           ON s.correction_id = %(correction_id)s AND s.seq = b.seq
+    WHERE b.seq BETWEEN %(first_seq)s AND %(last_seq)s
+    ORDER BY b.seq
+) TO STDOUT (FORMAT csv)
+
+-- name: batches_of
+-- Batches over these planned rows, in their order; microseconds since 1970.
+SELECT first_seq, last_seq, (extract(epoch FROM committed_at) * 1000000)::bigint
+FROM assetclass.operation_batch
+WHERE correction_id = %(correction_id)s AND pass = 0
+  AND first_seq <= %(last_seq)s AND last_seq >= %(first_seq)s
+ORDER BY first_seq
+
+-- name: register_archive
+-- A resumed operation writes its file again.
+INSERT INTO assetclass.archive AS a
+    (correction_id, file_name, records, bytes, sha256, archived_at, expires_at)
+SELECT %(correction_id)s, %(file_name)s, %(records)s, %(bytes)s, %(sha256)s, moment,
+       moment + make_interval(days => %(days)s)
+FROM clock_timestamp() moment
+ON CONFLICT (correction_id) DO UPDATE
+SET file_name = excluded.file_name, records = excluded.records, bytes = excluded.bytes,
+    sha256 = excluded.sha256, archived_at = excluded.archived_at, expires_at = excluded.expires_at,
+    removed_at = NULL
+
+-- name: archives
+SELECT a.correction_id::text AS correction_id, a.file_name, a.records, a.bytes, a.sha256,
+       a.archived_at, a.expires_at, a.removed_at
+FROM assetclass.archive a
+WHERE %(correction_id)s::uuid IS NULL OR a.correction_id = %(correction_id)s::uuid
+ORDER BY a.archived_at DESC, a.correction_id
+
+-- name: expired_archives
+SELECT a.correction_id, a.file_name FROM assetclass.archive a
+WHERE a.removed_at IS NULL AND a.expires_at <= clock_timestamp()
+ORDER BY a.expires_at
+
+-- name: note_removed
+UPDATE assetclass.archive SET removed_at = clock_timestamp()
+WHERE correction_id = %(correction_id)s AND removed_at IS NULL
