@@ -10,12 +10,15 @@ from rich.console import Console
 from rich.text import Text
 
 from assetclass_pipeline.cli.presentation import bullets, count, duration, section, table
-from assetclass_pipeline.model.backup import BackupState
+from assetclass_pipeline.model.backup import ArchiveState, BackupState
 
 if TYPE_CHECKING:
     from assetclass_pipeline.model.backup import (
+        Archive,
         Backup,
         BackupList,
+        CleanupReport,
+        UnregisteredTable,
         Verification,
         VerificationReport,
     )
@@ -46,16 +49,39 @@ def show_backups(console: Console, found: "BackupList") -> None:
                 _state(backup),
             )
         console.print(section("Backups, newest first", made))
-    if found.unregistered:
-        console.print(
-            section(
-                "Not ours: tables that look like backups and are left alone",
-                bullets(
-                    f"{entry.schema_name}.{entry.table_name}, {size(entry.bytes)}"
-                    for entry in found.unregistered
-                ),
-            )
-        )
+    if found.archives:
+        title = "Archives of operations without a backup table"
+        console.print(section(title, bullets(_file(file) for file in found.archives)))
+    _show_unregistered(console, found.unregistered)
+
+
+def _show_unregistered(console: Console, tables: "list[UnregisteredTable]") -> None:
+    if tables:
+        title = "Not ours: tables that look like backups and are left alone"
+        lines = (f"{each.schema_name}.{each.table_name}, {size(each.bytes)}" for each in tables)
+        console.print(section(title, bullets(lines)))
+
+
+def _file(file: "Archive") -> Text:
+    line = Text(f"{file.file_name}, {count(file.records)} rows, {size(file.bytes)}: ")
+    return line + Text(file.state, "green" if file.state is ArchiveState.PRESENT else "yellow")
+
+
+def show_cleanup(console: Console, report: "CleanupReport") -> None:
+    """What went and what stayed, each with its reason."""
+    went = "Would be dropped" if report.dry_run else "Dropped, after their rows were archived"
+    for title, tables in ((went, report.dropped), ("Kept", report.kept)):
+        if tables:
+            console.print(section(title, bullets(f"{each.table} {each.why}" for each in tables)))
+    if not report.dropped:
+        console.print(Text("No backup was dropped." if not report.dry_run else "None would go."))
+    if report.noticed:
+        title = "Dropped by hand since the last look: nothing can be restored, nothing is archived"
+        console.print(section(title, bullets(report.noticed)))
+    if report.archives_removed:
+        removed = "Archives that would be removed" if report.dry_run else "Archives removed"
+        console.print(section(removed, bullets(report.archives_removed)))
+    _show_unregistered(console, report.unregistered)
 
 
 def _state(backup: "Backup") -> Text:
@@ -76,6 +102,9 @@ def show_verifications(console: Console, report: "VerificationReport") -> None:
             Text(f"{found.table} of operation {found.correction_id}: ") + verdict, soft_wrap=True
         )
         console.print(section(_figures(found), bullets([*found.problems, *found.remarks])))
+    if report.bad_archives:
+        title = "Archives that are not what was written: copy them back from your own copies"
+        console.print(section(title, bullets(_file(file) for file in report.bad_archives)))
 
 
 def _figures(found: "Verification") -> str:

@@ -1,4 +1,4 @@
-"""`assetclass backups list | verify | hold | release`.
+"""`assetclass backups list | verify | cleanup | hold | release`.
 
 Belongs here: parsing, calling the engine, printing what it answers. Does not: how that looks to
 people (backup_presentation.py).
@@ -19,6 +19,7 @@ from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.engine import backups
+from assetclass_pipeline.engine.backup_cleanup import clean_up
 from assetclass_pipeline.engine.backup_verification import verify_all, verify_backup
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.backup import VerificationReport
@@ -78,16 +79,36 @@ def verify(
         raise InvalidOptionsError("Name one operation, or say --all for every backup.")
     with _database("backups verify") as (connection, settings):
         if correction_id is None:
-            found = verify_all(connection, settings)
+            report = verify_all(connection, settings)
         else:
-            found = [verify_backup(connection, settings, correction_id)]
-    report = VerificationReport(passed=all(result.passed for result in found), verifications=found)
+            found = verify_backup(connection, settings, correction_id)
+            report = VerificationReport(verifications=[found], archives=[])
     if as_json:
         print_model(report)
     else:
         shown.show_verifications(for_people(), report)
     if not report.passed:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def cleanup(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be dropped.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Archive and drop backups that are expired, proved, and neither held nor needed.
+
+    Each one that is kept is named with its reason. Tables that look like backups and are not in the
+    registry are reported, never dropped.
+    """
+    with _database("backups cleanup") as (connection, settings):
+        report = clean_up(connection, settings, by=this_user(), dry_run=dry_run)
+    if as_json:
+        print_model(report)
+    else:
+        shown.show_cleanup(for_people(), report)
 
 
 @app.command()

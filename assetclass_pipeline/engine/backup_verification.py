@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 from assetclass_pipeline.database.connections import scan, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.archive import archives
 from assetclass_pipeline.engine.backups import (
     Content,
     Registered,
@@ -27,7 +28,7 @@ from assetclass_pipeline.engine.backups import (
 from assetclass_pipeline.engine.class_fit import MOST_NAMED, Misfit, misfits_of
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.errors import BackupExpiredError, OperationStateError
-from assetclass_pipeline.model.backup import Verification
+from assetclass_pipeline.model.backup import Verification, VerificationReport
 from assetclass_pipeline.model.operation import ACTIVE, Kind
 from assetclass_pipeline.settings import Settings
 
@@ -62,8 +63,8 @@ def verify_backup(
     )
 
 
-def verify_all(connection: Connection[TupleRow], settings: Settings) -> list[Verification]:
-    """Verify every backup table that is there and not being written, newest first."""
+def verify_all(connection: Connection[TupleRow], settings: Settings) -> VerificationReport:
+    """Verify every backup table that is there and not being written, and every archive."""
     take_stock(connection, settings)
     with transaction(connection, settings, read_only=True) as cursor:
         found = registered(cursor)
@@ -76,7 +77,9 @@ def verify_all(connection: Connection[TupleRow], settings: Settings) -> list[Ver
         except (BackupExpiredError, OperationStateError):
             # Dropped, or taken up again, since the list was read.
             continue
-    return done
+    with transaction(connection, settings, read_only=True) as cursor:
+        files = archives(cursor, settings, thoroughly=True)
+    return VerificationReport(verifications=done, archives=files)
 
 
 def verify_registered(

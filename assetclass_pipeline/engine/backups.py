@@ -16,11 +16,14 @@ from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.archive import archives
 from assetclass_pipeline.engine.conditions import Condition
 from assetclass_pipeline.engine.operations import as_uuid, get_operation
 from assetclass_pipeline.errors import BackupExpiredError, NotUndoableError
 from assetclass_pipeline.model.backup import (
     BY_HAND,
+    Archive,
+    ArchiveState,
     Backup,
     BackupFacts,
     BackupList,
@@ -246,19 +249,28 @@ def list_backups(connection: Connection[TupleRow], settings: Settings) -> Backup
     with transaction(connection, settings, read_only=True, snapshot=True) as cursor:
         found = registered(cursor)
         unregistered = find_unregistered(cursor, settings)
+        files = {file.correction_id: file for file in archives(cursor, settings)}
     return BackupList(
-        backups=[backup_of(entry) for entry in found], archives=[], unregistered=unregistered
+        backups=[backup_of(entry, files.pop(entry.correction_id, None)) for entry in found],
+        archives=list(files.values()),
+        unregistered=unregistered,
     )
 
 
-def backup_of(found: Registered) -> Backup:
-    """A row of the registry as people see it."""
-    return Backup(
-        **found.columns,
-        state=state_of(found.facts, found.now),
-        why=decide(found.facts, found.now).why,
-        archive=None,
-    )
+def backup_of(found: Registered, archive: Archive | None = None) -> Backup:
+    """A row of the registry as people see it, with the file that keeps its rows, if any."""
+    why = decide(found.facts, found.now).why
+    if found.facts.dropped_at is not None:
+        why += f"; its rows are {_in_archive(archive)}"
+    return Backup(**found.columns, state=state_of(found.facts, found.now), why=why, archive=archive)
+
+
+def _in_archive(archive: Archive | None) -> str:
+    if archive is None:
+        return "in no archive"
+    if archive.state is ArchiveState.PRESENT:
+        return f"archived in {archive.file_name}"
+    return f"gone: its archive {archive.file_name} is {archive.state}"
 
 
 def find_unregistered(cursor: Cursor[TupleRow], settings: Settings) -> list[UnregisteredTable]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from pydantic import computed_field
+
 from assetclass_pipeline.model.operation import ACTIVE, Kind, Status
 from assetclass_pipeline.model.wire import Moment, Seconds, WireModel
 
@@ -31,6 +33,9 @@ class ArchiveState(StrEnum):
     MISSING = "missing"
     ALTERED = "altered"
     REMOVED = "removed"
+
+
+_BAD = {ArchiveState.MISSING, ArchiveState.ALTERED}
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,42 @@ class BackupList(WireModel):
 
 
 class VerificationReport(WireModel):
-    """Answer to "can they restore"."""
+    """Answer to "can they restore": of some or all tables, then also of every archive."""
 
-    passed: bool
     verifications: list[Verification]
+    archives: list[Archive]
+
+    @computed_field  # type: ignore[prop-decorator] # pydantic's own way
+    @property
+    def passed(self) -> bool:
+        """Whether every table can restore, and every file is what was written."""
+        return all(found.passed for found in self.verifications) and not self.bad_archives
+
+    @property
+    def bad_archives(self) -> list[Archive]:
+        """Files that are missing or altered."""
+        return [file for file in self.archives if file.state in _BAD]
+
+
+class CleanedUp(WireModel):
+    """What a cleanup did with one table, and why; `archive` names the file that keeps its rows."""
+
+    correction_id: str
+    table: str
+    bytes: int | None
+    why: str
+    archive: str | None = None
+
+
+class CleanupReport(WireModel):
+    """What a cleanup dropped and what it kept; in a dry run, what it would.
+
+    `noticed` are operations whose tables somebody dropped by hand since the last look.
+    """
+
+    dry_run: bool
+    dropped: list[CleanedUp]
+    kept: list[CleanedUp]
+    noticed: list[str]
+    unregistered: list[UnregisteredTable]
+    archives_removed: list[str]

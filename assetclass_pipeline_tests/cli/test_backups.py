@@ -84,3 +84,26 @@ def test_what_cannot_be_done_is_said(
     assert refused.status == status, refused.explain()
     assert says in refused.err
     assert "Traceback" not in refused.err
+
+
+def test_cleanup(assetclass: Command, market: Market, corrected: str) -> None:
+    kept = assetclass("backups", "cleanup")
+    assert kept.status == 0, kept.explain()
+    assert "No backup was dropped" in kept.out
+    market.execute("UPDATE assetclass.backup SET expires_at = now() - interval '1 s'")
+    market.execute("CREATE TABLE market_data_backup_by_me AS SELECT 1")
+    would = assetclass("backups", "cleanup", "--dry-run", "--json")
+    assert (would.document["dryRun"], would.document["dropped"]) == (True, [])
+    assert "never verified" in would.document["kept"][0]["why"]
+    dropped = assetclass("backups", "cleanup", "--json")
+    assert dropped.status == 0, dropped.explain()
+    (entry,) = dropped.document["dropped"]
+    assert (entry["correctionId"], entry["archive"]) == (corrected, f"{corrected}.parquet")
+    assert dropped.document["unregistered"][0]["tableName"] == "market_data_backup_by_me"
+    assert market.backup_tables() == ["market_data_backup_by_me"]
+    listed = assetclass("backups", "list")
+    assert "archived in" in listed.out
+    assert "market_data_backup_by_me" in listed.out
+    gone = assetclass("backups", "verify", corrected, "--json")
+    assert (gone.status, gone.document["errorCode"]) == (1, "BACKUP_EXPIRED")
+    assert assetclass("backups", "verify", "--all", "--json").document["passed"] is True

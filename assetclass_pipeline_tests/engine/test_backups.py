@@ -388,7 +388,7 @@ def test_one_that_is_being_written_is_not_verified(market: Market) -> None:
     with pytest.raises(OperationStateError, match="still writes its backup"):
         verify(market, request.correction_id)
     with connect(market.dsn, market.settings, purpose="test") as connection:
-        assert verify_all(connection, market.settings) == []
+        assert verify_all(connection, market.settings).verifications == []
     assert backups_of(market)[request.correction_id].state is BackupState.NEEDED
 
 

@@ -216,3 +216,12 @@ ORDER BY a.expires_at
 -- name: note_removed
 UPDATE assetclass.archive SET removed_at = clock_timestamp()
 WHERE correction_id = %(correction_id)s AND removed_at IS NULL
+
+-- name: lock_operation
+-- Nobody resumes the operation before we are done.
+SELECT FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s FOR SHARE
+
+-- name: note_dropped
+UPDATE assetclass.backup
+SET dropped_at = clock_timestamp(), dropped_by = %(by)s, drop_reason = %(reason)s
+WHERE correction_id = %(correction_id)s
