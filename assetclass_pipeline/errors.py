@@ -169,6 +169,12 @@ class BackupDamagedError(AssetClassError):
     http_status = 409
 
 
+class ArchiveError(AssetClassError):
+    """The file with the rows of a table cannot be written, or does not hold them."""
+
+    code = "ARCHIVE_FAILED"
+
+
 class AuditTamperedError(AssetClassError):
     """The hash chain of the audit log is broken: an entry was changed, removed or added."""
 

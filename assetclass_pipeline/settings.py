@@ -95,6 +95,19 @@ class Settings(BaseSettings):
         "allow it because subscribers get the table first",
     )
 
+    backup_retention_days: int = Field(
+        30, ge=1, le=36_500, description="days after which a backup table may be dropped"
+    )
+    archive_directory: Path | None = Field(
+        None, description="files with the rows of dropped backup tables; unset: archive under home"
+    )
+    archive_retention_days: int = Field(
+        2555, ge=1, le=36_500, description="days after which such a file may be removed"
+    )
+    recovery_limit_seconds: float = Field(
+        1800, gt=0, description="how long a rollback of everything may take, for recovery drills"
+    )
+
     thresholds: Thresholds = Thresholds()
     session: SessionLimits = SessionLimits()
     retry: RetryOptions = Field(RetryOptions(), description="defaults of the option `retry`")
@@ -115,6 +128,11 @@ class Settings(BaseSettings):
         if self.heartbeat_stale_after < 3 * self.heartbeat_interval:
             raise ValueError("heartbeat_stale_after must be at least three heartbeat_intervals")
         return self
+
+    @property
+    def archive(self) -> Path:
+        """Directory of the archive's files."""
+        return self.archive_directory or self.home / "archive"
 
     @property
     def zone(self) -> ZoneInfo:

@@ -67,6 +67,15 @@ def postgres_binaries(request: pytest.FixtureRequest) -> Binaries:
     return binaries
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _archive_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Archives of tests are not written into the home of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patched:
+        directory = tmp_path_factory.mktemp("archive")
+        patched.setenv("ASSETCLASS_ARCHIVE_DIRECTORY", str(directory))
+        yield
+
+
 @pytest.fixture(scope="session")
 def _test_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     # Both versions stay up side by side: pytest sets the parameter up anew whenever it changes.

@@ -72,6 +72,9 @@ COMMANDS = {
         f"{_ROOM}.control", "cancel", "Stop the active operation; what is committed stays."
     ),
     "tune": _Place(f"{_ROOM}.control", "tune", "Make the running operation go faster or slower."),
+    "backups": _Place(
+        f"{_ROOM}.backups", "app", "List, prove, hold and clean up what can undo a correction."
+    ),
 }
 """Every command, in the order of the help page."""
 

@@ -26,7 +26,7 @@ class Misfit:
     """Classes that one constraint or the type refuses; `why` follows "... new classes"."""
 
     code: str
-    classes: tuple[str, ...]
+    classes: tuple[str | None, ...]
     why: str
     advice: str
 
@@ -63,8 +63,22 @@ def check_classes(
     return [*found, *asked.remarks]
 
 
+def misfits_of(
+    cursor: Cursor[TupleRow], tables: MarketTables, values: Sequence[str | None]
+) -> tuple[list[Misfit], list[Finding]]:
+    """What refuses some of `values`, NULL among them, and remarks about what could not be asked."""
+    asked = _Asked()
+    fitting = _ask_column(cursor, tables, values, asked)
+    if leaves := [leaf.oid for leaf in tables.leaves if leaf.kind == "heap"]:
+        _ask_not_null(cursor, tables, leaves, fitting, asked)
+        _ask_checks(cursor, tables, leaves, fitting, asked)
+        _ask_foreign_keys(cursor, leaves, fitting, asked)
+    return asked.misfits, asked.remarks
+
+
 def _sentence(misfit: Misfit, new_classes: Mapping[str, int]) -> str:
-    ranked = sorted(misfit.classes, key=lambda name: (-new_classes[name], name))
+    names = [name for name in misfit.classes if name is not None]
+    ranked = sorted(names, key=lambda name: (-new_classes[name], name))
     named = ", ".join(f"{name!r} ({new_classes[name]:,} rows)" for name in ranked[:MOST_NAMED])
     more = f" and {len(ranked) - MOST_NAMED:,} more" if len(ranked) > MOST_NAMED else ""
     share = f"{len(ranked):,} of {len(new_classes):,} new classes"
@@ -72,13 +86,13 @@ def _sentence(misfit: Misfit, new_classes: Mapping[str, int]) -> str:
 
 
 def _ask_column(
-    cursor: Cursor[TupleRow], tables: MarketTables, classes: Sequence[str], asked: _Asked
-) -> list[str]:
+    cursor: Cursor[TupleRow], tables: MarketTables, classes: Sequence[str | None], asked: _Asked
+) -> list[str | None]:
     """The classes that the column's type takes."""
     column_type = sql.SQL(tables.asset_class_type)
     statement = query("preflight", "try_column", asset_class_type=column_type)
 
-    def refusal(of: Sequence[str]) -> str | None:
+    def refusal(of: Sequence[str | None]) -> str | None:
         try:
             with cursor.connection.transaction():
                 cursor.execute(statement, {"classes": [*of]})
@@ -89,8 +103,8 @@ def _ask_column(
     # Nearly always all of them fit: then it is one question, however many there are.
     if refusal(classes) is None:
         return [*classes]
-    fitting: list[str] = []
-    refused: dict[str, list[str]] = {}
+    fitting: list[str | None] = []
+    refused: dict[str, list[str | None]] = {}
     for name in classes:
         if (reason := refusal([name])) is None:
             fitting.append(name)
@@ -109,11 +123,32 @@ def _ask_column(
     return fitting
 
 
+def _ask_not_null(
+    cursor: Cursor[TupleRow],
+    tables: MarketTables,
+    leaves: list[int],
+    values: Sequence[str | None],
+    asked: _Asked,
+) -> None:
+    if None not in values:
+        return
+    row = cursor.execute(query("preflight", "refuses_null"), {"leaves": leaves}).fetchone()
+    if row is not None and row[0]:
+        asked.misfits.append(
+            Misfit(
+                "NULL_REFUSED",
+                (None,),
+                f"cannot be stored in asset_class of {tables.market_name}, which is NOT NULL",
+                "Allow NULL again (ALTER COLUMN asset_class DROP NOT NULL).",
+            )
+        )
+
+
 def _ask_checks(
     cursor: Cursor[TupleRow],
     tables: MarketTables,
     leaves: list[int],
-    classes: Sequence[str],
+    classes: Sequence[str | None],
     asked: _Asked,
 ) -> None:
     for check in _constraints(cursor, "checks", leaves, asked):
@@ -159,8 +194,10 @@ def _ask_checks(
 
 
 def _ask_foreign_keys(
-    cursor: Cursor[TupleRow], leaves: list[int], classes: Sequence[str], asked: _Asked
+    cursor: Cursor[TupleRow], leaves: list[int], values: Sequence[str | None], asked: _Asked
 ) -> None:
+    # NULL refers to nothing.
+    classes = [value for value in values if value is not None]
     for key in _constraints(cursor, "foreign_keys", leaves, asked):
         name = f"foreign key {key['name']} of {key['table']}"
         other = f"{key['other_schema']}.{key['other_table']}"

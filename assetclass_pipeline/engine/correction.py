@@ -14,6 +14,14 @@ from assetclass_pipeline.database.connections import connect, scan, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.database.schema import require_schema
+from assetclass_pipeline.engine import backups
+from assetclass_pipeline.engine.archive import (
+    ArchiveFile,
+    Source,
+    register_archive,
+    require_directory,
+    write_archive,
+)
 from assetclass_pipeline.engine.claiming import CorrectionRequest, fenced
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
 from assetclass_pipeline.engine.courtesy import Courtesy
@@ -25,6 +33,7 @@ from assetclass_pipeline.engine.plan import (
     drop_plan,
     load_plan,
     make_plan,
+    plan_lost,
 )
 from assetclass_pipeline.engine.readiness import (
     estimate_error,
@@ -50,7 +59,7 @@ from assetclass_pipeline.errors import (
     OperationFencedError,
 )
 from assetclass_pipeline.model.months import TimeRange
-from assetclass_pipeline.model.operation import Operation, Phase, Status
+from assetclass_pipeline.model.operation import Kind, Operation, Phase, Status
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline.settings import Settings
@@ -162,6 +171,9 @@ def _looked_at(dsn: str, settings: Settings, options: CorrectionOptions) -> Mark
         require_schema(connection)
         tables = inspect_market_tables(connection, settings, for_writing=not options.dry_run)
         refuse_what_would_do_harm(connection, tables, settings, options)
+        if not (options.create_backup or options.dry_run):
+            # Its rows are archived at the end; better refused now than failed then.
+            require_directory(settings)
         return tables
 
 
@@ -268,10 +280,11 @@ def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport
 def _end(
     correction: Correction, state: PlanState, after: IntegrityReport | None, late: int
 ) -> None:
-    """Summary, end and the unlogged plan's removal commit together."""
+    """Summary, end, the archive's record and the unlogged plan's removal commit together."""
     correction.again(lambda: tell_changed_reference(correction.holder, correction.tables))
     dry_run = correction.options.dry_run
     dropped = not correction.keeps_backup or not state.planned
+    file = _archive(correction, state)
     values = {
         "status": Status.SUCCEEDED.value,
         "phase": Phase.DONE.value,
@@ -293,13 +306,40 @@ def _end(
             if not dry_run:
                 require_whole_plan(correction, cursor, state)
             summarise(cursor, correction.holder.correction_id, state, dry_run=dry_run)
+            if file is not None:
+                register_archive(cursor, correction.settings, correction.holder.correction_id, file)
             if dropped:
                 drop_plan(cursor, state)
+            else:
+                backups.seal(cursor, correction.holder.correction_id, state.identifier)
             correction.holder.update_with(cursor, "finish", dict(values))
 
     correction.again(end)
     correction.holder.stop.comes_too_late()
     correction.report()
+
+
+def _archive(correction: Correction, state: PlanState) -> ArchiveFile | None:
+    """What an operation without a backup did stays known all the same; None where a table stays.
+
+    Whoever dies before the end is committed leaves a file that nobody knows of; a resume writes it
+    again. Raises ArchiveError, and CorrectionFailedError when a crash has emptied the plan.
+    """
+    if correction.keeps_backup or correction.options.dry_run or not state.planned:
+        return None
+    source = Source(
+        correction.holder.correction_id, Kind.CORRECTION, state.schema_name, state.table_name
+    )
+
+    def write() -> ArchiveFile:
+        return write_archive(
+            correction.connection, correction.settings, source, check=correction.holder.stop.check
+        )
+
+    file = correction.again(write)
+    if file.records != state.planned:
+        raise plan_lost(correction.holder)
+    return file
 
 
 def _estimate_error(correction: Correction) -> float | None:

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import Leaf, MarketTables
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine import backups
+from assetclass_pipeline.engine.backups import BACKUP_PREFIX
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
 from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.errors import CorrectionFailedError
@@ -32,7 +34,6 @@ PAGES_PER_CHUNK = 4096
 # Visits of a page with many damaged rows; measured: of the new versions 70 % stay on their page,
 # which halves the time of the batches, and the growth of the indexes.
 VISITS = 4
-BACKUP_PREFIX = "market_data_backup_"
 
 
 class Segment(BaseModel):
@@ -195,6 +196,7 @@ def complete_plan(scan: Planning, state: PlanState) -> None:
         cursor.execute(query("plan", "analyze_table", backup=state.identifier))
         size = scan.batch_size or size_range(state.planned)[0]
         complete = state.model_copy(update={"complete": True, "batch_size": size})
+        backups.seal(cursor, scan.holder.correction_id, state.identifier)
         _store(scan.holder, cursor, state, complete)
     state.complete, state.batch_size = True, size
 
@@ -274,6 +276,7 @@ def _begin_late_pass(scan: PlanScan, state: PlanState) -> None:
     after = state.model_copy(update={"scanned": {}})
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
         index_keys(cursor, state)
+        backups.unseal(cursor, scan.holder.correction_id)
         _store(scan.holder, cursor, state, after)
     state.scanned = after.scanned
 
@@ -287,6 +290,7 @@ def index_keys(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
 def drop_plan(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
     """Remove the plan's table."""
     cursor.execute(query("plan", "drop_table", backup=state.identifier))
+    backups.forget(cursor, schema_name=state.schema_name, table_name=state.table_name)
 
 
 def _is_full(options: CorrectionOptions, state: PlanState) -> bool:
@@ -444,6 +448,14 @@ def create_table(
     tables = scan.tables
     backed_up = state.table_name if persistence == "" else None
     with transaction(scan.connection, scan.holder.settings) as cursor:
+        if backed_up is not None:
+            backups.register(
+                cursor,
+                scan.holder.settings,
+                scan.holder.correction_id,
+                schema_name=state.schema_name,
+                table_name=state.table_name,
+            )
         cursor.execute(
             query(
                 "plan",

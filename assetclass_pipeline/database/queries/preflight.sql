@@ -142,6 +142,10 @@ FROM unnest(%(classes)s::text[]) AS listed (class),
      LATERAL jsonb_to_record(jsonb_build_object('asset_class', listed.class))
          AS m (asset_class {asset_class_type})
 
+-- name: refuses_null
+SELECT bool_or(attnotnull) FROM pg_attribute
+WHERE attrelid = ANY (%(leaves)s::oid[]) AND attname = 'asset_class'
+
 -- name: checks
 -- CHECK constraints that mention the column. conenforced exists since PostgreSQL 18. Deparsing
 -- locks the leaf against ALTER TABLE in newer versions.

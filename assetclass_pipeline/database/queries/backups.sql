@@ -1,0 +1,227 @@
+-- The registry of tables that hold what operations changed, row by row; their proof, their end, and
+-- the files that keep their rows afterwards.
+
+-- name: register
+-- A plan that was made anew replaces the one that was lost; a hold is about the operation and stays.
+INSERT INTO assetclass.backup AS b (correction_id, schema_name, table_name, created_at, expires_at)
+SELECT %(correction_id)s, %(schema)s, %(table)s, moment, moment + make_interval(days => %(days)s)
+FROM clock_timestamp() moment
+ON CONFLICT (correction_id) DO UPDATE
+SET schema_name = excluded.schema_name, table_name = excluded.table_name,
+    created_at = excluded.created_at, expires_at = excluded.expires_at,
+    records = NULL, bytes = NULL, checksum = NULL, verified_at = NULL, verification = NULL,
+    dropped_at = NULL, dropped_by = NULL, drop_reason = NULL
+
+-- name: bring_in
+-- Backups from before the registry: their operations know them.
+INSERT INTO assetclass.backup (correction_id, schema_name, table_name, created_at, expires_at)
+SELECT o.correction_id, o.plan ->> 'schema_name', o.backup_table, moment,
+       moment + make_interval(days => %(days)s)
+FROM assetclass.operation o, LATERAL (SELECT coalesce(o.started_at, o.requested_at)) made (moment)
+WHERE o.kind = 'correction' AND NOT o.dry_run AND o.backup_table IS NOT NULL
+  AND NOT EXISTS (SELECT FROM assetclass.backup b WHERE b.correction_id = o.correction_id)
+ON CONFLICT DO NOTHING
+
+-- name: forget
+-- A table that was dropped before its rows were used has no history.
+DELETE FROM assetclass.backup WHERE schema_name = %(schema)s AND table_name = %(table)s
+
+-- name: is_sealed
+SELECT checksum IS NOT NULL FROM assetclass.backup WHERE correction_id = %(correction_id)s
+
+-- name: unseal
+UPDATE assetclass.backup SET records = NULL, bytes = NULL, checksum = NULL
+WHERE correction_id = %(correction_id)s
+
+-- name: id_type
+SELECT format_type(a.atttypid, NULL) FROM pg_attribute a
+WHERE a.attrelid = %(table)s::regclass AND a.attname = 'id'
+
+-- name: checksum
+-- Whatever their order. Without the address, which changes when the table is rewritten; classes and
+-- symbols as text, for an enum's own hash is that of an oid and means nothing in another database.
+-- Third: whether every row has an id.
+SELECT count(*),
+       coalesce(sum(hash_record_extended(ROW(
+           b.seq, b.id{id_cast}, b.symbol::text, b."timestamp", b.asset_class::text,
+           b.corrected_asset_class::text), 0)), 0)::text,
+       count(*) = count(b.id)
+FROM {backup} b
+
+-- name: seal
+UPDATE assetclass.backup b
+SET records = %(records)s, checksum = %(checksum)s,
+    bytes = (SELECT pg_total_relation_size(c.oid)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = b.schema_name AND c.relname = b.table_name)
+WHERE b.correction_id = %(correction_id)s
+
+-- name: is_gone
+b.dropped_at IS NULL AND NOT EXISTS (
+    SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = b.schema_name AND c.relname = b.table_name)
+
+-- name: gone
+SELECT b.correction_id FROM assetclass.backup b WHERE {is_gone}
+
+-- name: lock
+-- Whoever begins a rollback holds this row FOR SHARE while he claims it.
+SELECT FROM assetclass.backup b WHERE b.correction_id = ANY (%(ids)s) FOR UPDATE
+
+-- name: note_gone
+UPDATE assetclass.backup b
+SET dropped_at = clock_timestamp(), dropped_by = 'unknown', drop_reason = %(reason)s
+WHERE b.correction_id = ANY (%(ids)s) AND {is_gone}
+RETURNING b.correction_id::text
+
+-- name: show
+-- Newest first. What needs a table: its own operation while it is active, or can go on and has
+-- changed rows; and a rollback that reads it, or can go on.
+SELECT b.correction_id::text AS correction_id, o.kind, o.status, o.rolled_back_by::text AS rolled_back_by,
+       b.schema_name, b.table_name, b.records, b.bytes, b.checksum, b.created_at, b.expires_at,
+       b.verified_at, b.verification, b.held_by, b.held_at, b.hold_reason,
+       b.dropped_at, b.dropped_by, b.drop_reason,
+       EXISTS (SELECT FROM assetclass.operation_batch l
+               WHERE l.correction_id = b.correction_id) AS has_batches,
+       reader.correction_id::text AS rollback_id, reader.status AS rollback_status,
+       clock_timestamp() AS now
+FROM assetclass.backup b
+JOIN assetclass.operation o USING (correction_id)
+LEFT JOIN LATERAL (
+    SELECT r.correction_id, r.status
+    FROM assetclass.operation r
+    WHERE r.rollback_of = b.correction_id AND r.status <> 'succeeded'
+      AND (r.status IN ('requested', 'running', 'paused') OR NOT r.dry_run)
+    ORDER BY r.status IN ('requested', 'running', 'paused') DESC, r.requested_at DESC
+    LIMIT 1) reader ON true
+WHERE {chosen}
+ORDER BY b.created_at DESC, b.correction_id
+
+-- name: every
+true
+
+-- name: one
+b.correction_id = %(correction_id)s
+
+-- name: unregistered
+-- Tables whose name says backup, of which the registry knows nothing: made by hand, or by others.
+SELECT n.nspname::text AS schema_name, c.relname::text AS table_name,
+       pg_total_relation_size(c.oid) AS bytes
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relkind IN ('r', 'p', 'f', 'm')
+  AND starts_with(c.relname::text, %(prefix)s)
+  AND NOT EXISTS (SELECT FROM assetclass.backup b
+                  WHERE b.schema_name = n.nspname AND b.table_name = c.relname
+                    AND b.dropped_at IS NULL)
+ORDER BY 1, 2
+
+-- name: hold
+UPDATE assetclass.backup
+SET held_by = %(by)s, held_at = clock_timestamp(), hold_reason = %(reason)s
+WHERE correction_id = %(correction_id)s
+
+-- name: release
+UPDATE assetclass.backup SET held_by = NULL, held_at = NULL, hold_reason = NULL
+WHERE correction_id = %(correction_id)s
+
+-- name: planned
+-- Rows that the plan must hold, whether it is complete, and the seqs that still count as changed by
+-- the operation: in the ledger, not skipped, not put back.
+SELECT o.records_planned, coalesce((o.plan ->> 'complete')::boolean, false),
+       (coalesce((SELECT range_agg(int8range(first_seq, last_seq, '[]'))
+                  FROM assetclass.operation_batch
+                  WHERE correction_id = o.correction_id AND pass = 0), '{{}}')
+        - coalesce((SELECT range_agg(int8range(seq, seq, '[]'))
+                    FROM assetclass.operation_skipped_row
+                    WHERE correction_id = o.correction_id), '{{}}')
+        - coalesce((SELECT range_agg(part)
+                    FROM assetclass.operation_undone u, unnest(u.seqs) part
+                    WHERE u.correction_id = o.correction_id), '{{}}'))::text
+FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s
+
+-- name: compare
+-- What a rollback would find of the rows that the operation changed.
+SELECT count(*) FILTER (WHERE m.symbol IS NULL),
+       count(*) FILTER (WHERE m.symbol IS NOT NULL
+                          AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text),
+       count(*) FILTER (WHERE m.asset_class::text = b.corrected_asset_class::text
+                          AND m.asset_class::text IS DISTINCT FROM b.asset_class::text),
+       count(*)
+FROM (SELECT * FROM {backup} WHERE seq <@ %(seqs)s::int8multirange) b
+LEFT JOIN {market} m ON {same_row}
+
+-- name: same_row_by_id
+m.id = b.id AND m.symbol::text = b.symbol::text
+  AND m."timestamp" IS NOT DISTINCT FROM b."timestamp"
+
+-- name: same_row_by_time
+m.symbol::text = b.symbol::text AND m."timestamp" = b."timestamp"
+  AND m.id IS NOT DISTINCT FROM b.id
+
+-- name: old_classes
+SELECT asset_class::text, count(*) FROM {backup} GROUP BY 1 ORDER BY 2 DESC, 1
+
+-- name: set_verification
+UPDATE assetclass.backup
+SET verified_at = clock_timestamp(), verification = %(verification)s
+WHERE correction_id = %(correction_id)s
+
+-- name: seqs_of
+SELECT min(seq), max(seq) FROM {backup}
+
+-- name: copy_rows
+-- CSV tells NULL from the empty string; in text, so that a reader needs none of our types.
+COPY (
+    SELECT b.seq, b.id::text, b.symbol::text, b."timestamp"::text, b.asset_class::text,
+           b.corrected_asset_class::text, s.reason
+    FROM {backup} b
+    LEFT JOIN assetclass.operation_skipped_row s
+           ON s.correction_id = %(correction_id)s AND s.seq = b.seq
+    WHERE b.seq BETWEEN %(first_seq)s AND %(last_seq)s
+    ORDER BY b.seq
+) TO STDOUT (FORMAT csv)
+
+-- name: batches_of
+-- Batches over these planned rows, in their order; microseconds since 1970.
+SELECT first_seq, last_seq, (extract(epoch FROM committed_at) * 1000000)::bigint
+FROM assetclass.operation_batch
+WHERE correction_id = %(correction_id)s AND pass = 0
+  AND first_seq <= %(last_seq)s AND last_seq >= %(first_seq)s
+ORDER BY first_seq
+
+-- name: register_archive
+-- A resumed operation writes its file again.
+INSERT INTO assetclass.archive AS a
+    (correction_id, file_name, records, bytes, sha256, archived_at, expires_at)
+SELECT %(correction_id)s, %(file_name)s, %(records)s, %(bytes)s, %(sha256)s, moment,
+       moment + make_interval(days => %(days)s)
+FROM clock_timestamp() moment
+ON CONFLICT (correction_id) DO UPDATE
+SET file_name = excluded.file_name, records = excluded.records, bytes = excluded.bytes,
+    sha256 = excluded.sha256, archived_at = excluded.archived_at, expires_at = excluded.expires_at,
+    removed_at = NULL
+
+-- name: archives
+SELECT a.correction_id::text AS correction_id, a.file_name, a.records, a.bytes, a.sha256,
+       a.archived_at, a.expires_at, a.removed_at
+FROM assetclass.archive a
+WHERE %(correction_id)s::uuid IS NULL OR a.correction_id = %(correction_id)s::uuid
+ORDER BY a.archived_at DESC, a.correction_id
+
+-- name: expired_archives
+SELECT a.correction_id, a.file_name FROM assetclass.archive a
+WHERE a.removed_at IS NULL AND a.expires_at <= clock_timestamp()
+ORDER BY a.expires_at
+
+-- name: note_removed
+UPDATE assetclass.archive SET removed_at = clock_timestamp()
+WHERE correction_id = %(correction_id)s AND removed_at IS NULL
+
+-- name: lock_operation
+-- Nobody resumes the operation before we are done.
+SELECT FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s FOR SHARE
+
+-- name: note_dropped
+UPDATE assetclass.backup
+SET dropped_at = clock_timestamp(), dropped_by = %(by)s, drop_reason = %(reason)s
+WHERE correction_id = %(correction_id)s
