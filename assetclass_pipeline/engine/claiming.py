@@ -16,12 +16,14 @@ from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.audit import record_claim, record_end
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.errors import (
     OperationFencedError,
     OperationInProgressError,
     OperationStateError,
 )
+from assetclass_pipeline.model.audit import Actor
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import ACTIVE, RESUMABLE, Kind, Status
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -104,6 +106,8 @@ def claim(
                 query("operation", "beat"),
                 {**by_key, "epoch": epoch, "holder": holder_name(), "pacing": None, "throttle": []},
             )
+            before = None if row is None else Status(row[0])
+            record_claim(cursor, request, before=before, epoch=epoch)
             return epoch
     except errors.UniqueViolation:
         raise _in_progress(connection, settings) from None
@@ -154,14 +158,16 @@ def _check_same_kind(key: UUID, request: CorrectionRequest, *, begun_dry: bool) 
 
 def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
     with transaction(connection, settings) as cursor:
-        cursor.execute(
+        ended = cursor.execute(
             query("operation", "interrupt_abandoned"),
             {
                 "stale_after": settings.heartbeat_stale_after,
                 "missed_after": MISSED_BEATS * settings.heartbeat_interval,
                 "advisory_class": ADVISORY_CLASS,
             },
-        )
+        ).fetchall()
+        for (correction_id,) in ended:
+            record_end(cursor, as_uuid(correction_id), Actor.system())
 
 
 def refuse_while_active(connection: Connection[TupleRow], settings: Settings) -> None:
