@@ -72,6 +72,11 @@ COMMANDS = {
         f"{_ROOM}.control", "cancel", "Stop the active operation; what is committed stays."
     ),
     "tune": _Place(f"{_ROOM}.control", "tune", "Make the running operation go faster or slower."),
+    "audit": _Place(
+        f"{_ROOM}.audit",
+        "app",
+        "Who did what, whether the log is whole, and how a row came by its value.",
+    ),
 }
 """Every command, in the order of the help page."""
 

@@ -41,12 +41,12 @@ ROWS_AT_A_TIME = 2000
 _MOST = 2**62
 
 
-class Claimant(Protocol):
-    """Who claims an operation, as every request says it."""
+class Asks(Protocol):
+    """Who asks for something and why, as every request says it."""
 
     @property
-    def correction_id(self) -> str:
-        """The operation."""
+    def correction_id(self) -> str | None:
+        """The operation; None where there is none yet."""
 
     @property
     def requested_by(self) -> str:
@@ -65,6 +65,17 @@ class Claimant(Protocol):
         """The Dagster run that works on it."""
 
 
+@dataclass(frozen=True)
+class Asker:
+    """Somebody who asks before there is a request."""
+
+    requested_by: str
+    reason: str | None = None
+    ticket: str | None = None
+    correction_id: str | None = None
+    run_id: str | None = None
+
+
 def record(cursor: Cursor[TupleRow], entry: AuditEntry) -> int:
     """Append an entry within the caller's transaction; returns its number.
 
@@ -75,12 +86,15 @@ def record(cursor: Cursor[TupleRow], entry: AuditEntry) -> int:
 
 
 def record_claim(
-    cursor: Cursor[TupleRow], request: Claimant, *, before: Status | None, epoch: int
+    cursor: Cursor[TupleRow],
+    correction_id: UUID,
+    request: Asks,
+    *,
+    before: Status | None,
+    epoch: int,
 ) -> None:
     """An operation was claimed; `before` is how it stood, None when it is new."""
-    found = cursor.execute(
-        query("audit", "claimed"), {"correction_id": as_uuid(request.correction_id)}
-    ).fetchone()
+    found = cursor.execute(query("audit", "claimed"), {"correction_id": correction_id}).fetchone()
     parameters: dict[str, object] = {**(found[0] if found else {}), "epoch": epoch}
     said = {"reason": request.reason, "ticket": request.ticket, "runId": request.run_id}
     parameters |= {name: value for name, value in said.items() if value}
@@ -95,7 +109,7 @@ def record_claim(
             Action.CLAIM_OPERATION,
             outcome,
             parameters,
-            correction_id=request.correction_id,
+            correction_id=str(correction_id),
             correlation_id=request.run_id,
         ),
     )
@@ -123,7 +137,7 @@ def record_wish(
 
 @contextmanager
 def refusals_recorded(
-    dsn: str, settings: Settings, request: Claimant, action: str, **parameters: object
+    dsn: str, settings: Settings, request: Asks, action: str, **parameters: object
 ) -> Iterator[None]:
     """Whatever is refused in here is recorded with its error code, and raised on.
 
@@ -138,14 +152,26 @@ def refusals_recorded(
         with (
             suppress(AssetClassError, psycopg.Error),
             connect(dsn, settings, purpose="audit") as connection,
-            transaction(connection, settings) as cursor,
         ):
-            record(cursor, _refusal(error, request, action, parameters))
+            record_refusal(connection, settings, error, request, action, **parameters)
         raise
 
 
+def record_refusal(
+    connection: Connection[TupleRow],
+    settings: Settings,
+    error: AssetClassError,
+    request: Asks,
+    action: str,
+    **parameters: object,
+) -> None:
+    """Something was refused, outside of any transaction."""
+    with transaction(connection, settings) as cursor:
+        record(cursor, _refusal(error, request, action, parameters))
+
+
 def _refusal(
-    error: AssetClassError, request: Claimant, action: str, parameters: Mapping[str, object]
+    error: AssetClassError, request: Asks, action: str, parameters: Mapping[str, object]
 ) -> AuditEntry:
     said = {
         "message": str(error),

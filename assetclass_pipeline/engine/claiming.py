@@ -107,7 +107,7 @@ def claim(
                 {**by_key, "epoch": epoch, "holder": holder_name(), "pacing": None, "throttle": []},
             )
             before = None if row is None else Status(row[0])
-            record_claim(cursor, request, before=before, epoch=epoch)
+            record_claim(cursor, key, request, before=before, epoch=epoch)
             return epoch
     except errors.UniqueViolation:
         raise _in_progress(connection, settings) from None
