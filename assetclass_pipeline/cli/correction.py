@@ -16,15 +16,18 @@ from psycopg.rows import TupleRow
 from assetclass_pipeline.cli import presentation
 from assetclass_pipeline.cli.exit_status import FAILED, INTERRUPTED, THRESHOLDS_NOT_MET
 from assetclass_pipeline.cli.flags import Chosen, correction_options, with_correction_flags
+from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.engine.analysis import analyse
+from assetclass_pipeline.engine.audit import Asker, refusals_recorded
 from assetclass_pipeline.engine.claiming import refuse_while_active
 from assetclass_pipeline.engine.operations import Unfinished, get_operation, operation_status
 from assetclass_pipeline.engine.preview import preview as preview_correction
 from assetclass_pipeline.engine.validation import validate as validate_rows
 from assetclass_pipeline.errors import CorrectionFailedError
+from assetclass_pipeline.model.audit import Action
 from assetclass_pipeline.model.operation import RESUMABLE, Operation
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings, load_settings
@@ -159,7 +162,9 @@ def run_when_free(
 
     Raises OperationInProgressError while another operation is active, and MarketTablesError.
     """
-    _refuse_what_cannot_run(dsn, settings, options)
+    asker = Asker(this_user(), reason, ticket, resume.correction_id if resume else None)
+    with refusals_recorded(dsn, settings, asker, Action.CLAIM_OPERATION):
+        _refuse_what_cannot_run(dsn, settings, options)
     # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
     from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
 

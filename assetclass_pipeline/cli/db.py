@@ -16,6 +16,7 @@ from assetclass_pipeline.cli.presentation import (
     print_document,
     table,
 )
+from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import open_database
 from assetclass_pipeline.database.indexes import IndexOutcome, IndexResult, ensure_indexes
@@ -42,7 +43,7 @@ def upgrade(as_json: AsJson = False) -> None:
     """Bring the schema `assetclass` to the newest revision; running it again changes nothing."""
     settings = load_settings()
     with open_database(settings) as dsn:
-        _show_status(schema.upgrade(dsn, settings), as_json=as_json)
+        _show_status(schema.upgrade(dsn, settings, by=this_user()), as_json=as_json)
 
 
 @app.command()
@@ -80,7 +81,8 @@ def downgrade(
         )
     settings = load_settings()
     with open_database(settings) as dsn:
-        _show_status(schema.downgrade(dsn, settings, revision), as_json=as_json)
+        found = schema.downgrade(dsn, settings, revision, by=this_user())
+        _show_status(found, as_json=as_json)
 
 
 def _show_status(found: schema.SchemaStatus, *, as_json: bool) -> None:

@@ -75,6 +75,11 @@ COMMANDS = {
     "backups": _Place(
         f"{_ROOM}.backups", "app", "List, prove, hold and clean up what can undo a correction."
     ),
+    "audit": _Place(
+        f"{_ROOM}.audit",
+        "app",
+        "Who did what, whether the log is whole, and how a row came by its value.",
+    ),
 }
 """Every command, in the order of the help page."""
 

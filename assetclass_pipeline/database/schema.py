@@ -29,10 +29,13 @@ from assetclass_pipeline.errors import (
     OperationInProgressError,
     SchemaNotReadyError,
 )
+from assetclass_pipeline.model.audit import Action, Actor, AuditEntry
 from assetclass_pipeline.settings import Settings
 
 SCHEMA: Final = "assetclass"
 
+# Revisions are numbered; that of the audit log.
+_AUDIT_SINCE: Final = "0005"
 # Another upgrade may be at work; its tables are small and ours wait behind nothing else.
 _WAIT_FOR_OTHERS = "60s"
 # Readers queue behind a waiting ALTER TABLE, so it may not wait for long.
@@ -53,11 +56,12 @@ class SchemaStatus:
         return not self.pending
 
 
-def upgrade(dsn: str, settings: Settings) -> SchemaStatus:
+def upgrade(dsn: str, settings: Settings, *, by: str = "") -> SchemaStatus:
     """Bring the schema to the newest revision in one transaction; returns where it stands then.
 
-    Safe to run twice at once: the second waits for the first. Raises DatabaseUnavailableError, and
-    SchemaNotReadyError that says which right is missing or what is in the way.
+    Safe to run twice at once: the second waits for the first. `by` stands in the audit log. Raises
+    DatabaseUnavailableError, and SchemaNotReadyError that says which right is missing or what is
+    in the way.
     """
     with _migrating(dsn, settings, "db upgrade") as (migration, connection):
         before = _status(connection)
@@ -65,10 +69,12 @@ def upgrade(dsn: str, settings: Settings) -> SchemaStatus:
             return before
         _require_rights(connection)
         command.upgrade(_config(migration), "head")
-        return _status(connection)
+        after = _status(connection)
+        _record(connection, Action.UPGRADE_SCHEMA, by, before, after)
+        return after
 
 
-def downgrade(dsn: str, settings: Settings, revision: str) -> SchemaStatus:
+def downgrade(dsn: str, settings: Settings, revision: str, *, by: str = "") -> SchemaStatus:
     """Go back to `revision` ("base": drop all our tables); the schema itself and backups stay.
 
     Raises OperationInProgressError while an operation is active, InvalidOptionsError for an
@@ -80,7 +86,10 @@ def downgrade(dsn: str, settings: Settings, revision: str) -> SchemaStatus:
         if before.current is not None:
             _refuse_active_operation(connection)
             command.downgrade(_config(migration), revision)
-        return _status(connection)
+        after = _status(connection)
+        if after != before:
+            _record(connection, Action.DOWNGRADE_SCHEMA, by, before, after)
+        return after
 
 
 def status(dsn: str, settings: Settings) -> SchemaStatus:
@@ -194,6 +203,21 @@ def _require_rights(connection: psycopg.Connection[TupleRow]) -> None:
             f"Role {role} may not create tables in schema {SCHEMA}: "
             f"GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {grantee};"
         )
+
+
+def _record(
+    connection: psycopg.Connection[TupleRow],
+    action: Action,
+    by: str,
+    before: SchemaStatus,
+    after: SchemaStatus,
+) -> None:
+    """In the transaction of the change; a downgrade may have taken the log itself away."""
+    if after.current is None or after.current < _AUDIT_SINCE:
+        return
+    moved = {"from": before.current, "to": after.current}
+    entry = AuditEntry(Actor.of_requester(by), action, "done", moved)
+    connection.execute(query("audit", "append"), entry.values)
 
 
 def _refuse_active_operation(connection: psycopg.Connection[TupleRow]) -> None:

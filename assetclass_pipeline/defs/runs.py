@@ -4,7 +4,6 @@ Belongs here: reading tags and ids of a run. Does not: the operation itself.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
@@ -16,6 +15,7 @@ from psycopg.rows import TupleRow
 from assetclass_pipeline.defs.partitions import PARTITION_TAG, RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.engine.claiming import CorrectionRequest
 from assetclass_pipeline.engine.operations import operation_of_run, resume_or_new_id
+from assetclass_pipeline.model.audit import Actor
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -28,6 +28,8 @@ else:
     Materialized = dg.MaterializeResult
 
 USER_TAG = "user"
+# Only runs that Dagster itself starts again have it.
+_RETRY_TAG = "dagster/retry_number"
 REASON_TAG = "assetclass/reason"
 TICKET_TAG = "assetclass/ticket"
 RESUME_TAG = "assetclass/resume"
@@ -70,7 +72,7 @@ def request_of(
         correction_id=correction_id,
         options=options,
         scope=calendar.range_of(months.start, months.end),
-        requested_by=_requester(tags),
+        requested_by=requester_of(context.run),
         reason=tags.get(REASON_TAG),
         ticket=tags.get(TICKET_TAG),
         run_id=context.run.run_id,
@@ -129,9 +131,14 @@ def _window_end(run: dg.DagsterRun) -> datetime | None:
     return datetime.fromisoformat(said) if said else None
 
 
-def _requester(tags: Mapping[str, str]) -> str:
-    if user := tags.get(USER_TAG):
-        return user
+def requester_of(run: dg.DagsterRun) -> str:
+    """Who asked for a run, as `Actor.of_requester` reads it; the web page vouches for nobody."""
+    tags = run.tags
+    if run.parent_run_id and _RETRY_TAG not in tags:
+        # Re-executed at the web page: it inherits the tags of whoever asked for its parent.
+        return Actor.dagster_ui().requester
     if schedule := tags.get("dagster/schedule_name"):
-        return f"schedule {schedule}"
-    return "dagster"
+        return Actor.schedule(schedule).requester
+    if sensor := tags.get("dagster/sensor_name"):
+        return tags.get(USER_TAG) or Actor.sensor(sensor).requester
+    return tags.get(USER_TAG) or Actor.dagster_ui().requester

@@ -13,15 +13,18 @@ from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.defs.runs import RESUME_TAG, STOP_AT_TAG
 from assetclass_pipeline.engine.analysis import correctable_months
+from assetclass_pipeline.engine.audit import Asker, record_refusal
 from assetclass_pipeline.engine.claiming import refuse_while_active
 from assetclass_pipeline.engine.operations import get_operation, left_by_last_window
 from assetclass_pipeline.errors import OperationInProgressError
+from assetclass_pipeline.model.audit import Action, Actor
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.settings import Settings
 
 NIGHTLY_CORRECTION = "nightly_correction"
 DAILY_DATA_QUALITY = "daily_data_quality"
+_ASKER = Asker(Actor.schedule(NIGHTLY_CORRECTION).requester)
 
 
 def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
@@ -48,6 +51,7 @@ def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
             try:
                 refuse_while_active(connection, settings)
             except OperationInProgressError as error:
+                record_refusal(connection, settings, error, _ASKER, Action.CLAIM_OPERATION)
                 active = get_operation(connection, settings, error.correction_id)
                 return dg.SkipReason(_why_not(active))
             left = left_by_last_window(connection, settings)

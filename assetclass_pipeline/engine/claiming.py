@@ -18,12 +18,14 @@ from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.audit import record_claim, record_end
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.errors import (
     OperationFencedError,
     OperationInProgressError,
     OperationStateError,
 )
+from assetclass_pipeline.model.audit import Actor
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import ACTIVE, RESUMABLE, Kind, Status
 from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions
@@ -199,6 +201,8 @@ def claim(
             )
             if row is not None and Status(row[0]) in _CUT_OFF:
                 _tell_who_resumed(cursor, key, request.requested_by, was=row[0])
+            before = None if row is None else Status(row[0])
+            record_claim(cursor, key, request, before=before, epoch=epoch)
             return epoch
     except errors.UniqueViolation:
         raise _in_progress(connection, settings) from None
@@ -288,14 +292,16 @@ def _check_same_kind(
 def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
     missed_after = MISSED_BEATS * max(settings.heartbeat_interval, CONTROL_INTERVAL)
     with transaction(connection, settings) as cursor:
-        cursor.execute(
+        ended = cursor.execute(
             query("operation", "interrupt_abandoned"),
             {
                 "stale_after": max(settings.heartbeat_stale_after, missed_after),
                 "missed_after": missed_after,
                 "advisory_class": ADVISORY_CLASS,
             },
-        )
+        ).fetchall()
+        for (correction_id,) in ended:
+            record_end(cursor, as_uuid(correction_id), Actor.system())
 
 
 def refuse_while_active(connection: Connection[TupleRow], settings: Settings) -> None:

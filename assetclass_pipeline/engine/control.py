@@ -12,18 +12,27 @@ from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.audit import record_end, record_wish
 from assetclass_pipeline.engine.operations import active_id, as_uuid, get_operation
 from assetclass_pipeline.errors import (
     InvalidOptionsError,
     OperationNotFoundError,
     OperationStateError,
 )
+from assetclass_pipeline.model.audit import Action, Actor
 from assetclass_pipeline.model.operation import Operation, Status
 from assetclass_pipeline.model.throttle import with_changes
 from assetclass_pipeline.model.tuning import Tuning
 from assetclass_pipeline.settings import Settings
 
 Wish = Literal["run", "pause", "cancel"]
+
+_ACTIONS = {
+    "resume_requested": Action.RESUME_OPERATION,
+    "pause_requested": Action.PAUSE_OPERATION,
+    "cancel_requested": Action.CANCEL_OPERATION,
+    "tuned": Action.TUNE_OPERATION,
+}
 
 
 def named_or_active(
@@ -47,8 +56,10 @@ def ask_to_cancel(
     """
     operation = _active(connection, settings, correction_id, "cancelled")
     with transaction(connection, settings) as cursor:
+        ended = cursor.execute(query("control", "cancel_requested"), _key(operation)).rowcount
         _ask(cursor, operation, "cancel", by)
-        cursor.execute(query("control", "cancel_requested"), _key(operation))
+        if ended:
+            record_end(cursor, as_uuid(correction_id), Actor.of_requester(by))
     return get_operation(connection, settings, correction_id)
 
 
@@ -148,3 +159,4 @@ def _remember(
         query("control", "remember"),
         {**_key(operation), "event": event, "actor": by, "details": Jsonb(details)},
     )
+    record_wish(cursor, operation.correction_id, _ACTIONS[event], by, details)

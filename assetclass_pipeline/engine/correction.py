@@ -22,6 +22,7 @@ from assetclass_pipeline.engine.archive import (
     require_directory,
     write_archive,
 )
+from assetclass_pipeline.engine.audit import refusals_recorded
 from assetclass_pipeline.engine.claiming import CorrectionRequest, fenced
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
 from assetclass_pipeline.engine.courtesy import Courtesy
@@ -58,6 +59,7 @@ from assetclass_pipeline.errors import (
     AssetClassError,
     OperationFencedError,
 )
+from assetclass_pipeline.model.audit import Action
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import Kind, Operation, Phase, Status
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -146,11 +148,12 @@ def _begun(
     cancelled_by: tuple[type[BaseException], ...],
 ) -> Iterator[Correction]:
     """Everything that can be refused is refused before the operation's row is written."""
-    tables = begun(
-        lambda: _looked_at(dsn, settings, request.options),
-        request.options.retry or settings.retry,
-        settings.patience,
-    )
+    with refusals_recorded(dsn, settings, request, Action.CLAIM_OPERATION):
+        tables = begun(
+            lambda: _looked_at(dsn, settings, request.options),
+            request.options.retry or settings.retry,
+            settings.patience,
+        )
     with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
         options, scope, pacing = holder.attempt(_as_begun, holder)
         correction = Correction(holder, tables, pacing, observe, options, scope)

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.attempts import Attempts
+from assetclass_pipeline.engine.audit import record_end, refusals_recorded
 from assetclass_pipeline.engine.claiming import (
     ADVISORY_CLASS,
     CONTROL_INTERVAL,
@@ -44,6 +45,7 @@ from assetclass_pipeline.errors import (
     OperationFencedError,
     OperationTimedOutError,
 )
+from assetclass_pipeline.model.audit import Action, Actor
 from assetclass_pipeline.model.operation import Phase, Status
 from assetclass_pipeline.model.tuning import Tuning
 from assetclass_pipeline.settings import Settings
@@ -51,6 +53,7 @@ from assetclass_pipeline.settings import Settings
 # Beside what the server may take for a statement: its answer's way to us.
 _ANSWER_SECONDS = 15.0
 _HELD = {Status.RUNNING, Status.PAUSED}
+_ENDING = {"finish", "park"}
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -69,6 +72,7 @@ class Holder:
         self.settings = settings
         self.correction_id: UUID = as_uuid(request.correction_id)
         self.epoch = epoch
+        self.actor = Actor.of_requester(request.requested_by)
         self.stop = Stop()
         self.gate = Gate(self.stop)
         self.journal = Journal(self.correction_id, holder_name())
@@ -192,6 +196,8 @@ class Holder:
         cursor.execute(query("operation", statement), {**self.key, **values})
         if cursor.rowcount != 1:
             raise fenced(self.correction_id)
+        if statement in _ENDING:
+            record_end(cursor, self.correction_id, self.actor)
 
     def require_ours(self, cursor: Cursor[TupleRow]) -> None:
         """The fence of a transaction without a ledger row. Raises OperationFencedError."""
@@ -400,7 +406,8 @@ def _claimed(dsn: str, settings: Settings, request: OperationRequest, check: Che
         with connect(dsn, settings, purpose="claim", to_write=True) as connection:
             return claim(connection, settings, request, again=again, check=check)
 
-    return begun(once, request.options.retry or settings.retry, settings.patience)
+    with refusals_recorded(dsn, settings, request, Action.CLAIM_OPERATION):
+        return begun(once, request.options.retry or settings.retry, settings.patience)
 
 
 def _readable(holder: Holder, error: BaseException) -> BaseException:
@@ -443,3 +450,5 @@ def _end_badly(
                 "error": Jsonb({"code": code, "message": message}),
             },
         )
+        if cursor.rowcount:
+            record_end(cursor, holder.correction_id, holder.actor)

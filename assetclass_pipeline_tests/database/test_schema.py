@@ -22,18 +22,23 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.settings import Settings
 
 SETTINGS = Settings()
-NEWEST = "0003"
+NEWEST = "0005"
 TABLES = {
     "alembic_version",
+    "archive",
+    "audit_log",
+    "backup",
     "operation",
     "operation_attempt",
     "operation_batch",
     "operation_change",
+    "operation_conflict",
     "operation_control",
     "operation_event",
     "operation_heartbeat",
     "operation_quarantined_row",
     "operation_skipped_row",
+    "operation_undone",
     "operation_wait",
     "quality_measurement",
 }
@@ -103,7 +108,9 @@ def add_operation(connection: psycopg.Connection[TupleRow], status: str) -> str:
 
 def test_status_of_an_empty_database(database_url: str) -> None:
     found = schema.status(database_url, SETTINGS)
-    assert found == schema.SchemaStatus(current=None, head=NEWEST, pending=("0001", "0002", NEWEST))
+    assert found == schema.SchemaStatus(
+        current=None, head=NEWEST, pending=("0001", "0002", "0003", "0004", NEWEST)
+    )
     assert not found.at_head
 
 

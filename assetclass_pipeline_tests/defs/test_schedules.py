@@ -96,6 +96,11 @@ def test_it_skips_while_an_operation_is_active_and_names_it(
     assert isinstance(said, str)
     assert ACTIVE in said
     assert "grace" in said
+    entry = market.rows(
+        "SELECT actor, actor_kind, action, outcome FROM assetclass.audit_log "
+        "ORDER BY number DESC LIMIT 1"
+    )
+    assert entry == [("nightly_correction", "schedule", "claim_operation", "OPERATION_IN_PROGRESS")]
 
 
 def test_an_operation_whose_process_died_stops_nobody(
