@@ -39,7 +39,7 @@ from assetclass_pipeline_tests.faults.victim import Victim
 from assetclass_pipeline_tests.faults.writers import Trade, Writers
 from assetclass_pipeline_tests.standby import make_standby
 
-RECORDS = 6_000
+RECORDS = 4_000
 OPTIONS: dict[str, object] = {"batch_size": 25, "workers": 2}
 NO_SIGNALS = dict.fromkeys(
     (

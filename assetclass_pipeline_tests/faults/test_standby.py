@@ -36,7 +36,7 @@ from assetclass_pipeline_tests.faults.victim import Victim
 from assetclass_pipeline_tests.faults.writers import Writers
 from assetclass_pipeline_tests.standby import STANDBY, make_standby
 
-RECORDS = 6_000
+RECORDS = 4_000
 WORKERS = 2
 OPTIONS: dict[str, object] = {"batch_size": 25, "workers": WORKERS}
 KIB = 1024
@@ -310,7 +310,7 @@ def journal_being_read(scene: Scene) -> Iterator[None]:
 def test_its_slot_keeps_too_much_wal(pair: Pair, request_node: pytest.Item, tries: Tries) -> None:
     """A standby that is behind, or gone, does not lose its place then, but the disk fills up."""
     ways = [after_much_wal(fault) for fault in (receiver_stalled, gone, machine_stopped)]
-    faults = (ways * 5)[: tries(full=15, quick=2)]
+    faults = (ways * 5)[: tries(full=15, quick=1)]
     with (
         open_scene(pair.primary.url, request_node, records=RECORDS, throttle=SLOT_LIMITS) as scene,
         streaming_from_slot(pair),
