@@ -152,12 +152,6 @@ def _settle(cursor: Cursor[TupleRow], work: Work, undone: Undone, fates: _Fates)
 
 
 def _record_conflicts(cursor: Cursor[TupleRow], work: Work, undone: Undone, fates: _Fates) -> None:
-    statement = query(
-        "rollback",
-        "record_conflicts",
-        undo=work.plan.identifier,
-        backup=undone.plan.identifier,
-    )
     conflicts: dict[SkipReason, dict[int, str | None]] = {
         SkipReason.CHANGED_BY_OTHERS: fates.changed,
         SkipReason.DELETED: dict.fromkeys(fates.deleted),
@@ -166,6 +160,7 @@ def _record_conflicts(cursor: Cursor[TupleRow], work: Work, undone: Undone, fate
     for reason, rows in conflicts.items():
         if rows:
             values = {"seqs": [*rows], "classes_now": [*rows.values()], "reason": reason.value}
+            statement = query("rollback", "record_conflicts", undo=work.plan.identifier)
             cursor.execute(statement, {**undone.key, **values})
 
 

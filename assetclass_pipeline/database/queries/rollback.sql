@@ -264,13 +264,14 @@ DELETE FROM assetclass.operation_conflict c USING {undo} u
 WHERE c.correction_id = %(correction_id)s AND u.undone_seq = c.seq
 
 -- name: record_conflicts
+-- What a planned row held is what the correction wrote, or, where the backup's value is taken
+-- whatever stands there, what others had made of it by then.
 INSERT INTO assetclass.operation_conflict (correction_id, seq, id, symbol, "timestamp",
     class_before, class_corrected, class_now, reason)
-SELECT %(correction_id)s, b.seq, b.id::text, b.symbol::text, b."timestamp"::text,
-       b.asset_class::text, b.corrected_asset_class::text, l.class_now, %(reason)s
+SELECT %(correction_id)s, u.undone_seq, u.id::text, u.symbol::text, u."timestamp"::text,
+       u.corrected_asset_class::text, u.asset_class::text, l.class_now, %(reason)s
 FROM unnest(%(seqs)s::bigint[], %(classes_now)s::text[]) AS l (seq, class_now)
 JOIN {undo} u ON u.seq = l.seq
-JOIN {backup} b ON b.seq = u.undone_seq
 ON CONFLICT (correction_id, seq) DO UPDATE
 SET class_now = excluded.class_now, reason = excluded.reason
 
