@@ -83,6 +83,14 @@ class OperationNotFoundError(AssetClassError):
     exit_status = 4
 
 
+class RowNotFoundError(AssetClassError):
+    """The market table holds no row of this id, and no operation knows one."""
+
+    code = "ROW_NOT_FOUND"
+    http_status = 404
+    exit_status = 4
+
+
 class OperationStateError(AssetClassError):
     """The operation is in a state in which this cannot be done."""
 

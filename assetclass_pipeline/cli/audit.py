@@ -17,11 +17,18 @@ import typer
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import audit_presentation
-from assetclass_pipeline.cli.presentation import aside, document, for_people, print_document
+from assetclass_pipeline.cli.presentation import (
+    aside,
+    document,
+    for_people,
+    print_document,
+    print_model,
+)
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.engine import audit
 from assetclass_pipeline.engine.audit_export import ExportFormat, write_entries
+from assetclass_pipeline.engine.row_history import row_history
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.audit import Head
 from assetclass_pipeline.settings import Settings, load_settings
@@ -210,3 +217,25 @@ def _moment(flag: str, said: str | None) -> datetime | None:
             f"{flag} {said[:60]}: write a time like 2026-11-25 or 2026-11-25T02:00:00Z."
         ) from None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+@app.command()
+def row(
+    key: Annotated[str, typer.Argument(help="The row's id.", metavar="KEY")],
+    *,
+    symbol: Annotated[
+        str | None,
+        typer.Option(help="Where several rows have this id: of this symbol.", show_default=False),
+    ] = None,
+    timestamp: Annotated[
+        str | None, typer.Option(help="And of this time.", metavar="TIME", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who changed a row, when, from what to what, why, and whether it can be put back."""
+    with _open("audit row") as (connection, settings):
+        found = row_history(connection, settings, key, symbol=symbol, timestamp=timestamp)
+    if as_json:
+        print_model(found)
+    else:
+        audit_presentation.show_history(for_people(), found)

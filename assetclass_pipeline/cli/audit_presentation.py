@@ -3,14 +3,16 @@
 Belongs here: tables and sentences. Does not: JSON, which is the models' own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from assetclass_pipeline.cli.presentation import count, table
+from assetclass_pipeline.cli.presentation import bullets, class_name, count, section, table
 from assetclass_pipeline.model.audit import ActorKind, AuditRecord, Head, Verification
+from assetclass_pipeline.model.row_history import RowEvent, RowHistory, RowTrail
 
 # Good outcomes; whatever else came of an action is worth a look.
 _GOOD = {"begun", "resumed", "continued", "succeeded", "planned", "asked", "done"}
@@ -66,3 +68,92 @@ def show_verification(console: Console, found: Verification, noted: Head | None)
         "Note it where the database's owner cannot write; `assetclass audit verify --head` "
         "compares with it later."
     )
+
+
+def show_history(console: Console, history: RowHistory) -> None:
+    """All rows with one id."""
+    for row in history.rows:
+        console.print(Text(_headline(history, row), "bold"))
+        console.print()
+        if row.events:
+            console.print(section("What happened, the oldest first", _events_table(row)))
+            if lines := [*_remarks(row)]:
+                console.print(section("Mind", bullets(lines)))
+        console.print(section("The way back", bullets(_way_back(row))))
+    if lost := _lost(history):
+        console.print(section("What nobody can tell any more", bullets(lost)))
+
+
+def _headline(history: RowHistory, row: RowTrail) -> str:
+    name = f"Row {history.id}, {row.symbol or 'NULL'} at {row.timestamp or 'NULL'}"
+    if row.now is not None:
+        changed = f", changed at {row.now.updated_at}" if row.now.updated_at else ""
+        return f"{name}: now {class_name(row.now.asset_class)}{changed}"
+    return f"{name}: deleted" if row.exists is False else f"{name}: not looked up"
+
+
+def _events_table(row: RowTrail) -> Table:
+    made = table("when (UTC)", "what", "from", "to", "operation", "by", "because")
+    for event in row.events:
+        made.add_row(
+            moment(event.happened_at),
+            Text(_what(event), "" if event.has_changed else "yellow"),
+            class_name(event.from_),
+            class_name(event.to),
+            Text(event.correction_id),
+            Text(event.requested_by),
+            Text(", ".join(filter(None, (event.reason, event.ticket, _why(event)))) or "-"),
+        )
+    return made
+
+
+def _what(event: RowEvent) -> str:
+    if event.has_changed:
+        return {"correction": "corrected", "rollback": "rolled back"}[event.kind]
+    return f"{event.kind} {event.outcome}"
+
+
+def _why(event: RowEvent) -> str | None:
+    return event.why and event.why.replace("_", " ")
+
+
+def _remarks(row: RowTrail) -> Iterator[str]:
+    for event in row.events:
+        if event.undone_by:
+            yield f"{event.correction_id} was undone by {event.undone_by}."
+        if event.changed_by_others_before:
+            yield f"Somebody else had changed it before {event.correction_id}."
+        if event.not_after:
+            yield (
+                f"A sweep of {event.correction_id} may have written it up to "
+                f"{moment(event.not_after)}."
+            )
+    if row.changed_by_others_since:
+        deleted = row.exists is False
+        yield f"Somebody else has {'deleted' if deleted else 'changed'} it since."
+
+
+def _way_back(row: RowTrail) -> list[str | Text]:
+    back = row.way_back
+    if not back.possible:
+        return [f"It cannot be put back: {back.why}."]
+    return [f"{back.command}", Text("sets it to ") + class_name(back.asset_class), f"{back.why}."]
+
+
+def _lost(history: RowHistory) -> list[str]:
+    lines = [
+        f"{gone.kind} {gone.correction_id} of {moment(gone.finished_at)} changed "
+        f"{count(gone.records)} rows of this symbol; which ones is lost: {gone.why}."
+        for gone in history.gone
+    ]
+    if history.operations_without_rows:
+        lines.append(
+            f"{count(history.operations_without_rows)} operations touched rows that are gone; "
+            "their per-symbol summary stays."
+        )
+    if history.archives_not_read:
+        lines.append(
+            f"{count(history.archives_not_read)} archives were not read: they are missing, or "
+            "too many. --symbol leaves out those without rows of a symbol."
+        )
+    return lines
