@@ -38,16 +38,22 @@ SELECT to_regclass('assetclass.operation_undone') IS NOT NULL AS has_ledger \gse
 CREATE TEMP TABLE not_written (seq bigint PRIMARY KEY);
 \if :has_ledger
 INSERT INTO not_written
+WITH ledger AS MATERIALIZED (
+    SELECT o.correction_id,
+           coalesce((SELECT range_agg(int8range(first_seq, last_seq, '[]'))
+                     FROM assetclass.operation_batch l
+                     WHERE l.correction_id = o.correction_id AND pass = 0), '{}') AS done,
+           coalesce((SELECT range_agg(part)
+                     FROM assetclass.operation_undone u, unnest(u.seqs) AS part
+                     WHERE u.correction_id = o.correction_id), '{}') AS undone
+    FROM assetclass.operation o
+    WHERE o.backup_table = :'backup_table' AND o.kind = 'correction'
+)
 SELECT b.seq
-FROM :"market_schema".:"backup_table" b
-JOIN assetclass.operation o ON o.backup_table = :'backup_table' AND o.kind = 'correction'
-WHERE NOT b.seq <@ coalesce((SELECT range_agg(int8range(first_seq, last_seq, '[]'))
-                             FROM assetclass.operation_batch l
-                             WHERE l.correction_id = o.correction_id AND pass = 0), '{}')
+FROM :"market_schema".:"backup_table" b, ledger
+WHERE NOT b.seq <@ ledger.done OR b.seq <@ ledger.undone
    OR EXISTS (SELECT FROM assetclass.operation_skipped_row k
-              WHERE k.correction_id = o.correction_id AND k.seq = b.seq)
-   OR EXISTS (SELECT FROM assetclass.operation_undone u
-              WHERE u.correction_id = o.correction_id AND u.seqs @> b.seq);
+              WHERE k.correction_id = ledger.correction_id AND k.seq = b.seq);
 \endif
 ANALYZE pg_temp.not_written;
 CREATE TEMP VIEW written AS
