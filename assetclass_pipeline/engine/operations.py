@@ -172,7 +172,8 @@ def _show(
         connection.cursor(row_factory=dict_row) as cursor,
     ):
         rows = cursor.execute(
-            query("operation", "show", chosen=chosen.text), {**chosen.values, "most": most}
+            query("operation", "show", chosen=chosen.text, flow=query("operation", "flow")),
+            {**chosen.values, "most": most},
         ).fetchall()
         ids = [row["correction_id"] for row in rows]
         lists = {name: _by_operation(cursor, name, ids) for name in _LISTS}
@@ -193,12 +194,11 @@ def _by_operation(
 
 def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> Operation:
     planned, done = row["records_planned"], row.pop("records_done")
-    batch_seconds = row.pop("batch_seconds")
     skipped = _skipped(row)
     failed = skipped.pop(SkipReason.QUARANTINED, 0)
     phase, status = Phase(row["phase"]), Status(row["status"])
-    now = row.pop("records_now")
-    rate = now / batch_seconds if batch_seconds else None
+    flowed, seconds = row.pop("flow_records"), row.pop("flow_seconds")
+    rate = flowed / seconds if seconds else None
     running = status is Status.RUNNING and phase is Phase.CORRECTING
     error, pacing, estimate = row.pop("error"), row.pop("pacing"), row.pop("estimate")
     throttle = row.pop("throttle") or []
