@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow, dict_row
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.conditions import Condition
+from assetclass_pipeline.engine.silence import is_abandoned, silence, silence_limits
 from assetclass_pipeline.errors import OperationNotFoundError
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import (
@@ -172,8 +173,15 @@ def _show(
         connection.cursor(row_factory=dict_row) as cursor,
     ):
         rows = cursor.execute(
-            query("operation", "show", chosen=chosen.text, flow=query("operation", "flow")),
-            {**chosen.values, "most": most},
+            query(
+                "operation",
+                "show",
+                chosen=chosen.text,
+                flow=query("operation", "flow"),
+                silence=silence(),
+                is_abandoned=is_abandoned(),
+            ),
+            {**chosen.values, **silence_limits(settings), "most": most},
         ).fetchall()
         ids = [row["correction_id"] for row in rows]
         lists = {name: _by_operation(cursor, name, ids) for name in _LISTS}
@@ -199,7 +207,7 @@ def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> O
     phase, status = Phase(row["phase"]), Status(row["status"])
     flowed, seconds = row.pop("flow_records"), row.pop("flow_seconds")
     rate = flowed / seconds if seconds else None
-    running = status is Status.RUNNING and phase is Phase.CORRECTING
+    running = status is Status.RUNNING and phase is Phase.CORRECTING and not row["abandoned"]
     error, pacing, estimate = row.pop("error"), row.pop("pacing"), row.pop("estimate")
     throttle = row.pop("throttle") or []
     batches_total = _batches_total(row, done, pacing)
@@ -212,7 +220,7 @@ def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> O
         progress_percent=progress_percent(done, planned, phase),
         records_per_second=rate,
         eta_seconds=remaining_seconds((planned or 0) - done, rate) if running else None,
-        throttle=throttle if status in ACTIVE else [],
+        throttle=throttle if status in ACTIVE and not row["abandoned"] else [],
         changes=[_change(change) for change in lists["changes"]],
         waits={wait["signal"]: wait["seconds"] for wait in lists["waits"]},
         quarantined=[QuarantinedRow.model_validate(entry) for entry in lists["quarantined"]],

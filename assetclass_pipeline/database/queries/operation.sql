@@ -38,20 +38,24 @@ UPDATE assetclass.operation o
 SET status = 'interrupted', epoch = o.epoch + 1, finished_at = clock_timestamp(),
     error = jsonb_build_object('code', 'OPERATION_INTERRUPTED', 'message',
         'Its process was not heard of any more. Run it again to go on where it stopped.')
-FROM assetclass.operation_heartbeat h,
-     -- While the server was down nobody could be heard: silence counts from its start.
-     LATERAL (SELECT clock_timestamp() - greatest(h.beat_at, pg_postmaster_start_time()) AS silent) s
-WHERE o.status IN ('running', 'paused') AND h.correction_id = o.correction_id
-  AND (s.silent > make_interval(secs => %(stale_after)s)
-       OR (s.silent > make_interval(secs => %(missed_after)s)
-           AND h.holder <> ''
-           AND NOT EXISTS (
-               SELECT FROM pg_locks l
-               WHERE l.locktype = 'advisory' AND l.granted AND l.objid = 1
-                 AND l.classid::bigint = %(advisory_class)s
-                 AND l.database = (SELECT d.oid FROM pg_database d
-                                   WHERE d.datname = current_database()))))
+FROM assetclass.operation_heartbeat h
+WHERE o.status IN ('running', 'paused') AND h.correction_id = o.correction_id AND {is_abandoned}
 RETURNING o.correction_id::text
+
+-- name: silence
+-- While the server was down nobody could be heard: silence counts from its start.
+clock_timestamp() - greatest(h.beat_at, pg_postmaster_start_time())
+
+-- name: is_abandoned
+({silence} > make_interval(secs => %(stale_after)s)
+ OR ({silence} > make_interval(secs => %(missed_after)s)
+     AND h.holder <> ''
+     AND NOT EXISTS (
+         SELECT FROM pg_locks l
+         WHERE l.locktype = 'advisory' AND l.granted AND l.objid = 1
+           AND l.classid::bigint = %(advisory_class)s
+           AND l.database = (SELECT d.oid FROM pg_database d
+                             WHERE d.datname = current_database()))))
 
 -- name: active
 SELECT correction_id::text FROM assetclass.operation
@@ -142,6 +146,10 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
            AS duration_seconds,
        ledger.records_corrected, ledger.batches_done, ledger.records_done,
        flow.flow_seconds, flow.flow_records, skipped.by_reason,
+       CASE WHEN o.status IN ('running', 'paused')
+                 AND {silence} > make_interval(secs => %(missed_after)s)
+            THEN extract(epoch FROM {silence})::float8 END AS silent_seconds,
+       o.status IN ('running', 'paused') AND coalesce({is_abandoned}, false) AS abandoned,
        h.pacing, h.throttle, o.preflight, o.estimate, o.estimate_error_percent, o.reference_hash,
        o.stop_at AS window_ends_at, (o.plan ->> 'batch_size')::bigint AS first_batch_size,
        -- A batch never spans two leaves, so each of them ends with a shorter one.
