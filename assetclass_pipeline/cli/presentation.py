@@ -368,6 +368,8 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
     facts: dict[str, RenderableType] = {
         "phase": f"{operation.phase}, {operation.progress_percent:.1f} %",
     }
+    if operation.silent_seconds is not None:
+        facts["process"] = _silence_line(operation.silent_seconds, operation)
     if operation.throttle:
         facts["waits now"] = Text(" ".join(operation.throttle), "yellow")
     facts["rows"] = _rows_line(operation)
@@ -397,6 +399,16 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
         "window ends": _moment(operation.window_ends_at) if operation.is_active else None,
     }
     return facts | {name: Text(value) for name, value in optional.items() if value}
+
+
+def _silence_line(seconds: float, operation: "Operation") -> Text:
+    """What somebody needs to know who wonders whether it is still at work."""
+    goes_on = f"`assetclass resume {operation.correction_id}` goes on with it"
+    if operation.abandoned:
+        return Text(f"dead, not heard of for {duration(seconds)}; {goes_on}", "bold red")
+    return Text(
+        f"not heard of for {duration(seconds)}; once it counts as dead, {goes_on}", "yellow"
+    )
 
 
 def _batches_line(operation: "Operation") -> str | None:

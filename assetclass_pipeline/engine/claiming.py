@@ -20,6 +20,7 @@ from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.audit import record_claim, record_end
 from assetclass_pipeline.engine.operations import as_uuid
+from assetclass_pipeline.engine.silence import is_abandoned, silence_limits
 from assetclass_pipeline.errors import (
     OperationFencedError,
     OperationInProgressError,
@@ -31,12 +32,6 @@ from assetclass_pipeline.model.operation import ACTIVE, RESUMABLE, Kind, Status
 from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions
 from assetclass_pipeline.settings import Settings
 
-# First key of the advisory lock, so that it meets no other application's: "acls" in ASCII.
-ADVISORY_CLASS = 0x61636C73
-# Seconds between two looks of a holder at what is asked of it: no heart beats faster.
-CONTROL_INTERVAL = 0.5
-# So many heartbeats missed, and no session holds the advisory lock: nobody needs to wait longer.
-MISSED_BEATS = 3
 # A claim of one of these is the next process of the same run.
 _GOING_ON = {Status.RUNNING, Status.PAUSED}
 # Whoever claims one of these goes on with what somebody or something ended.
@@ -290,17 +285,9 @@ def _check_same_kind(
 
 
 def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
-    missed_after = MISSED_BEATS * max(settings.heartbeat_interval, CONTROL_INTERVAL)
+    statement = query("operation", "interrupt_abandoned", is_abandoned=is_abandoned())
     with transaction(connection, settings) as cursor:
-        ended = cursor.execute(
-            query("operation", "interrupt_abandoned"),
-            {
-                "stale_after": max(settings.heartbeat_stale_after, missed_after),
-                "missed_after": missed_after,
-                "advisory_class": ADVISORY_CLASS,
-            },
-        ).fetchall()
-        for (correction_id,) in ended:
+        for (correction_id,) in cursor.execute(statement, silence_limits(settings)).fetchall():
             record_end(cursor, as_uuid(correction_id), Actor.system())
 
 

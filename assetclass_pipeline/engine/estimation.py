@@ -40,7 +40,7 @@ def recent_rate(cursor: Cursor[TupleRow]) -> float | None:
         return None
     try:
         with cursor.connection.transaction():
-            cursor.execute(query("operation", "recent_rate"))
+            cursor.execute(query("operation", "recent_rate", flow=query("operation", "flow")))
             row = cursor.fetchone()
     except errors.InsufficientPrivilege:
         return None

@@ -24,8 +24,6 @@ from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.attempts import Attempts
 from assetclass_pipeline.engine.audit import record_end, refusals_recorded
 from assetclass_pipeline.engine.claiming import (
-    ADVISORY_CLASS,
-    CONTROL_INTERVAL,
     Check,
     OperationRequest,
     claim,
@@ -37,6 +35,7 @@ from assetclass_pipeline.engine.journal import Journal
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.engine.retry import begun, what_it_said
 from assetclass_pipeline.engine.session import Session, given_up_after
+from assetclass_pipeline.engine.silence import ADVISORY_CLASS, CONTROL_INTERVAL
 from assetclass_pipeline.errors import (
     AssetClassError,
     CorrectionFailedError,

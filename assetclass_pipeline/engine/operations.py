@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow, dict_row
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.conditions import Condition
+from assetclass_pipeline.engine.silence import is_abandoned, silence, silence_limits
 from assetclass_pipeline.errors import OperationNotFoundError
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import (
@@ -176,7 +177,15 @@ def _show(
         connection.cursor(row_factory=dict_row) as cursor,
     ):
         rows = cursor.execute(
-            query("operation", "show", chosen=chosen.text), {**chosen.values, "most": most}
+            query(
+                "operation",
+                "show",
+                chosen=chosen.text,
+                flow=query("operation", "flow"),
+                silence=silence(),
+                is_abandoned=is_abandoned(),
+            ),
+            {**chosen.values, **silence_limits(settings), "most": most},
         ).fetchall()
         ids = [row["correction_id"] for row in rows]
         lists = {name: _by_operation(cursor, name, ids) for name in _LISTS}
@@ -197,13 +206,12 @@ def _by_operation(
 
 def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> Operation:
     planned, done = row["records_planned"], row.pop("records_done")
-    batch_seconds = row.pop("batch_seconds")
     skipped = _skipped(row)
     failed = skipped.pop(SkipReason.QUARANTINED, 0)
     phase, status = Phase(row["phase"]), Status(row["status"])
-    now = row.pop("records_now")
-    rate = now / batch_seconds if batch_seconds else None
-    running = status is Status.RUNNING and phase is Phase.CORRECTING
+    flowed, seconds = row.pop("flow_records"), row.pop("flow_seconds")
+    rate = flowed / seconds if seconds else None
+    running = status is Status.RUNNING and phase is Phase.CORRECTING and not row["abandoned"]
     error, pacing, estimate = row.pop("error"), row.pop("pacing"), row.pop("estimate")
     throttle = row.pop("throttle") or []
     batches_total = _batches_total(row, done, pacing)
@@ -219,7 +227,7 @@ def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> O
         progress_percent=progress_percent(done, planned, phase),
         records_per_second=rate,
         eta_seconds=remaining_seconds((planned or 0) - done, rate) if running else None,
-        throttle=throttle if status in ACTIVE else [],
+        throttle=throttle if status in ACTIVE and not row["abandoned"] else [],
         changes=[_change(change) for change in lists["changes"]],
         waits={wait["signal"]: wait["seconds"] for wait in lists["waits"]},
         quarantined=[QuarantinedRow.model_validate(entry) for entry in lists["quarantined"]],

@@ -138,11 +138,13 @@ class Conflict(WireModel):
 class Operation(WireModel):
     """One correction or rollback as every surface shows it.
 
-    `throttle` says why no batch is started now; `waits` how many seconds each signal held it
-    (`next_process`: it lay between two processes); `quarantined`, `conflicts` and `events` hold the
-    first and the newest ones. Of a rollback, `records_restored` counts the rows that have their old
-    value back by its doing or had it already, `records_conflicting` those that somebody changed or
-    deleted since the correction; both are None of a correction.
+    `silent_seconds` is None unless the process that holds an active operation missed some
+    heartbeats; once it is `abandoned`, whoever resumes it or asks for another one ends it as
+    interrupted. `throttle` says why no batch is started now; `waits` how many seconds each signal
+    held it (`next_process`: it lay between two processes); `quarantined`, `conflicts` and `events`
+    hold the first and the newest ones. Of a rollback, `records_restored` counts the rows that have
+    their old value back by its doing or had it already, `records_conflicting` those that somebody
+    changed or deleted since the correction; both are None of a correction.
     """
 
     correction_id: str
@@ -172,6 +174,8 @@ class Operation(WireModel):
     records_per_second: float | None
     eta_seconds: EtaRange | None
     throttle: list[str]
+    silent_seconds: Seconds | None
+    abandoned: bool
     backup_table: str | None
     quality_before: dict[str, Any] | None
     quality_after: dict[str, Any] | None

@@ -16,11 +16,13 @@ from psycopg import sql
 from assetclass_pipeline.database.connections import connect, set_local, transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.batches import BATCH_SETTINGS, Worker
-from assetclass_pipeline.engine.claiming import ADVISORY_CLASS, claim
+from assetclass_pipeline.engine.claiming import claim
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.engine.holding import Holder, hold
+from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.engine.plan import PlanState
 from assetclass_pipeline.engine.ranges import Batch
+from assetclass_pipeline.engine.silence import ADVISORY_CLASS
 from assetclass_pipeline.engine.sweeping import sweep_statement
 from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.work import Work, set_updated_at
@@ -172,6 +174,39 @@ class TestOneOperation:
         assert resumed.records_corrected == 11
         assert [event.event for event in resumed.events] == ["resumed"]
         assert market.classes() == right()
+
+    def test_who_only_looks_learns_that_the_owner_is_dead_and_changes_nothing(
+        self, market: Market
+    ) -> None:
+        """Guard: silence is told when it is read; nobody has to claim or control it first."""
+        request = request_of()
+        plan_now(small(market), request, park=False)
+        alive = operation_of(market, request.correction_id)
+        assert (alive.silent_seconds, alive.abandoned) == (None, False)
+        fall_silent(market)
+        market.execute("UPDATE assetclass.operation_heartbeat SET throttle = '{{waits}}'")
+        dead = operation_of(market, request.correction_id)
+        assert (dead.status, dead.abandoned, dead.throttle) == (Status.RUNNING, True, [])
+        assert dead.silent_seconds is not None
+        assert dead.silent_seconds > market.settings.heartbeat_stale_after
+        resumed = correct_now(market, request)
+        assert (resumed.silent_seconds, resumed.abandoned) == (None, False)
+
+    def test_one_that_holds_its_lock_is_silent_before_it_is_dead(self, market: Market) -> None:
+        request = request_of()
+        plan_now(small(market), request, park=False)
+        patient = market.settings.model_copy(update={"heartbeat_stale_after": 3600})
+        fall_silent(market)
+        with (
+            psycopg.connect(market.dsn, autocommit=True) as owner,
+            connect(market.dsn, patient, purpose="test") as reader,
+        ):
+            owner.execute("SELECT pg_advisory_lock(%s, 1)", (ADVISORY_CLASS,))
+            silent = get_operation(reader, patient, request.correction_id)
+            assert silent.silent_seconds is not None
+            assert not silent.abandoned
+            owner.execute("SELECT pg_advisory_unlock_all()")
+            assert get_operation(reader, patient, request.correction_id).abandoned
 
     def test_an_advisory_lock_that_somebody_leaked_keeps_no_dead_owner_alive(
         self, market: Market

@@ -45,20 +45,24 @@ UPDATE assetclass.operation o
 SET status = 'interrupted', epoch = o.epoch + 1, finished_at = clock_timestamp(),
     error = jsonb_build_object('code', 'OPERATION_INTERRUPTED', 'message',
         'Its process was not heard of any more. Run it again to go on where it stopped.')
-FROM assetclass.operation_heartbeat h,
-     -- While the server was down nobody could be heard: silence counts from its start.
-     LATERAL (SELECT clock_timestamp() - greatest(h.beat_at, pg_postmaster_start_time()) AS silent) s
-WHERE o.status IN ('running', 'paused') AND h.correction_id = o.correction_id
-  AND (s.silent > make_interval(secs => %(stale_after)s)
-       OR (s.silent > make_interval(secs => %(missed_after)s)
-           AND h.holder <> ''
-           AND NOT EXISTS (
-               SELECT FROM pg_locks l
-               WHERE l.locktype = 'advisory' AND l.granted AND l.objid = 1
-                 AND l.classid::bigint = %(advisory_class)s
-                 AND l.database = (SELECT d.oid FROM pg_database d
-                                   WHERE d.datname = current_database()))))
+FROM assetclass.operation_heartbeat h
+WHERE o.status IN ('running', 'paused') AND h.correction_id = o.correction_id AND {is_abandoned}
 RETURNING o.correction_id::text
+
+-- name: silence
+-- While the server was down nobody could be heard: silence counts from its start.
+clock_timestamp() - greatest(h.beat_at, pg_postmaster_start_time())
+
+-- name: is_abandoned
+({silence} > make_interval(secs => %(stale_after)s)
+ OR ({silence} > make_interval(secs => %(missed_after)s)
+     AND h.holder <> ''
+     AND NOT EXISTS (
+         SELECT FROM pg_locks l
+         WHERE l.locktype = 'advisory' AND l.granted AND l.objid = 1
+           AND l.classid::bigint = %(advisory_class)s
+           AND l.database = (SELECT d.oid FROM pg_database d
+                             WHERE d.datname = current_database()))))
 
 -- name: active
 SELECT correction_id::text FROM assetclass.operation
@@ -148,8 +152,12 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
        extract(epoch FROM coalesce(o.finished_at, clock_timestamp()) - o.started_at)::float8
            AS duration_seconds,
        ledger.records_corrected, ledger.batches_done, ledger.records_done,
-       ledger.batch_seconds, ledger.records_now, skipped.by_reason,
+       flow.flow_seconds, flow.flow_records, skipped.by_reason,
        o.already_restored, conflicts.records_conflicting,
+       CASE WHEN o.status IN ('running', 'paused')
+                 AND {silence} > make_interval(secs => %(missed_after)s)
+            THEN extract(epoch FROM {silence})::float8 END AS silent_seconds,
+       o.status IN ('running', 'paused') AND coalesce({is_abandoned}, false) AS abandoned,
        h.pacing, h.throttle, o.preflight, o.estimate, o.estimate_error_percent, o.reference_hash,
        o.stop_at AS window_ends_at, (o.plan ->> 'batch_size')::bigint AS first_batch_size,
        -- A batch never spans two leaves, so each of them ends with a shorter one.
@@ -163,14 +171,9 @@ CROSS JOIN LATERAL (
     SELECT coalesce(sum(b.records_corrected), 0)::bigint AS records_corrected,
            count(*) FILTER (WHERE b.pass = 0) AS batches_done,
            coalesce(sum(b.last_seq - b.first_seq + 1) FILTER (WHERE b.pass = 0), 0)::bigint
-               AS records_done,
-           -- The rate is that of the present try: between two tries a night may lie.
-           coalesce(sum(b.records_corrected) FILTER (WHERE b.epoch = o.epoch), 0)::bigint
-               AS records_now,
-           extract(epoch FROM max(b.committed_at) FILTER (WHERE b.epoch = o.epoch)
-               - min(b.committed_at - make_interval(secs => b.duration_ms / 1000.0))
-                   FILTER (WHERE b.epoch = o.epoch))::float8 AS batch_seconds
+               AS records_done
     FROM assetclass.operation_batch b WHERE b.correction_id = o.correction_id) ledger
+CROSS JOIN LATERAL ({flow}) flow
 CROSS JOIN LATERAL (
     SELECT coalesce(jsonb_object_agg(reason, records), '{{}}') AS by_reason
     FROM (SELECT s.reason, count(*) AS records FROM assetclass.operation_skipped_row s
@@ -181,6 +184,25 @@ CROSS JOIN LATERAL (
 WHERE {chosen}
 ORDER BY o.requested_at DESC
 LIMIT %(most)s
+
+-- name: flow
+-- Rows of an operation's newest batches, and the seconds in which they flowed. While no batch runs,
+-- workers rest, for as long as a batch took at most; what is much longer was a wait (a pause, the
+-- throttle, the night between two tries), and tells nothing about the rate.
+SELECT max(batches.committed_at) AS newest_at,
+       coalesce(sum(batches.records_corrected), 0)::bigint AS flow_records,
+       extract(epoch FROM max(batches.committed_at) - min(batches.began_at)
+               - coalesce(sum(batches.idle - batches.duration)
+                              FILTER (WHERE batches.idle > 2 * batches.duration + interval '0.2 s'),
+                          interval '0'))::float8 AS flow_seconds
+FROM (SELECT newest.*, newest.began_at - max(newest.committed_at) OVER (
+                 ORDER BY newest.began_at, newest.committed_at
+                 ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS idle
+      FROM (SELECT b.records_corrected, b.committed_at,
+                   b.duration_ms * interval '1 ms' AS duration,
+                   b.committed_at - b.duration_ms * interval '1 ms' AS began_at
+            FROM assetclass.operation_batch b WHERE b.correction_id = o.correction_id
+            ORDER BY b.committed_at DESC LIMIT 1000) newest) batches
 
 -- name: one
 o.correction_id = %(correction_id)s
@@ -199,14 +221,12 @@ o.status NOT IN ('requested', 'running', 'paused')
 -- name: recent_rate
 -- Median rows per second of the last corrections, for estimates.
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY rate)
-FROM (SELECT sum(b.records_corrected) / nullif(extract(epoch FROM max(b.committed_at)
-                 - min(b.committed_at - make_interval(secs => b.duration_ms / 1000.0))), 0) AS rate
-      FROM assetclass.operation_batch b
-      WHERE b.correction_id IN (SELECT o.correction_id FROM assetclass.operation o
-                                ORDER BY o.requested_at DESC LIMIT 20)
-      GROUP BY b.correction_id
-      HAVING sum(b.records_corrected) >= 1000
-      ORDER BY max(b.committed_at) DESC
+FROM (SELECT flow.flow_records / nullif(flow.flow_seconds, 0) AS rate
+      FROM (SELECT correction_id FROM assetclass.operation
+            ORDER BY requested_at DESC LIMIT 20) o
+      CROSS JOIN LATERAL ({flow}) flow
+      WHERE flow.flow_records >= 1000
+      ORDER BY flow.newest_at DESC
       LIMIT 10) rates
 
 -- name: remember_quality
