@@ -203,7 +203,8 @@ class Market:
     def drop(self) -> None:
         """Drop both tables, all backups and plans, and forget all operations."""
         backups = [sql.Identifier(self.schema, name) for name in self.backup_tables()]
-        plans = [sql.Identifier("assetclass", name) for name in self.plan_tables()]
+        own = [*self.plan_tables(), *self.rollback_tables()]
+        plans = [sql.Identifier("assetclass", name) for name in own]
         is_foreign = self.execute(
             "SELECT FROM information_schema.foreign_tables "
             "WHERE foreign_table_schema = %s AND foreign_table_name = %s",
@@ -300,11 +301,19 @@ class Market:
 
     def plan_tables(self) -> list[str]:
         """Unlogged plans that somebody left behind."""
+        return self._own_tables("plan\\_%")
+
+    def rollback_tables(self) -> list[str]:
+        """Plans of rollbacks."""
+        return self._own_tables("rollback\\_%")
+
+    def _own_tables(self, pattern: str) -> list[str]:
         return [
             name
-            for (name,) in self.rows(
+            for (name,) in self.execute(
                 "SELECT tablename::text FROM pg_tables "
-                "WHERE schemaname = 'assetclass' AND tablename LIKE 'plan\\_%'"
+                "WHERE schemaname = 'assetclass' AND tablename LIKE %s ORDER BY 1",
+                values=(pattern,),
             )
         ]
 

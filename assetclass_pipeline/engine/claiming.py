@@ -5,12 +5,14 @@ Belongs here: create, resume, take over, refuse. Does not: what its holder does 
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
-from psycopg import Connection, errors
+from psycopg import Connection, Cursor, errors
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
@@ -24,7 +26,7 @@ from assetclass_pipeline.errors import (
 )
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import ACTIVE, RESUMABLE, Kind, Status
-from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions
 from assetclass_pipeline.settings import Settings
 
 # First key of the advisory lock, so that it meets no other application's: "acls" in ASCII.
@@ -33,6 +35,77 @@ ADVISORY_CLASS = 0x61636C73
 MISSED_BEATS = 3
 # A claim of one of these is the next process of the same run.
 _GOING_ON = {Status.RUNNING, Status.PAUSED}
+
+
+class OperationOptions(Protocol):
+    """What a claim and its holder need of the options of an operation of any kind."""
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether it changes nothing."""
+
+    @property
+    def timeout(self) -> timedelta:
+        """Its longest duration."""
+
+    @property
+    def retry(self) -> RetryOptions | None:
+        """Tries of a step; None means those of the settings."""
+
+    def model_dump(self, *, mode: str, by_alias: bool) -> dict[str, Any]:
+        """As JSON."""
+
+
+class OperationRequest(Protocol):
+    """Who asks for which operation; `rollback_of` is what a rollback undoes."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it does."""
+
+    @property
+    def correction_id(self) -> str:
+        """The operation's own id, whatever its kind."""
+
+    @property
+    def options(self) -> OperationOptions:
+        """How it is done."""
+
+    @property
+    def scope(self) -> TimeRange:
+        """The rows that it is about."""
+
+    @property
+    def requested_by(self) -> str:
+        """Who asks."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why."""
+
+    @property
+    def ticket(self) -> str | None:
+        """Where that is written down."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The Dagster run that works on it."""
+
+    @property
+    def retry_of(self) -> str | None:
+        """The operation that is done once more."""
+
+    @property
+    def rollback_of(self) -> str | None:
+        """The correction that a rollback undoes."""
+
+    @property
+    def stop_at(self) -> datetime | None:
+        """When its window closes."""
+
+
+Check = Callable[[Cursor[TupleRow]], None]
+"""Raises a typed error where an operation may not begin, in the transaction that claims it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +121,16 @@ class CorrectionRequest:
     run_id: str | None = None
     retry_of: str | None = None
     stop_at: datetime | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What it does."""
+        return Kind.CORRECTION
+
+    @property
+    def rollback_of(self) -> None:
+        """A correction undoes none."""
+        return
 
 
 def holder_name() -> str:
@@ -66,15 +149,18 @@ def fenced(correction_id: UUID) -> OperationFencedError:
 def claim(
     connection: Connection[TupleRow],
     settings: Settings,
-    request: CorrectionRequest,
+    request: OperationRequest,
     *,
     again: bool = False,
+    check: Check | None = None,
 ) -> int:
     """Make the operation of `request` ours (create, resume or take over); returns its new epoch.
 
-    With `again` an earlier try of this process may have done so, whose answer was lost.
+    With `again` an earlier try of this process may have done so, whose answer was lost. `check` is
+    asked first, in the same transaction.
 
-    Raises OperationInProgressError naming the active operation, and OperationStateError.
+    Raises OperationInProgressError naming the active operation, OperationStateError, and what
+    `check` raises.
     """
     key = as_uuid(request.correction_id)
     _interrupt_abandoned(connection, settings)
@@ -82,11 +168,13 @@ def claim(
     try:
         with transaction(connection, settings) as cursor:
             row = cursor.execute(query("operation", "lock"), by_key).fetchone()
+            if row is not None:
+                _check_same_kind(key, request, begun_dry=row[1], kind=row[2], rollback_of=row[3])
+                _check_claimable(cursor, key, Status(row[0]), again=again)
+            if check is not None:
+                check(cursor)
             if row is None:
                 cursor.execute(query("operation", "create"), _creation(key, request))
-            else:
-                _check_claimable(cursor, key, Status(row[0]), again=again)
-                _check_same_kind(key, request, begun_dry=row[1])
             claimed = cursor.execute(
                 query("operation", "claim"),
                 {**by_key, "run_id": request.run_id, "stop_at": request.stop_at},
@@ -109,10 +197,10 @@ def claim(
         raise _in_progress(connection, settings) from None
 
 
-def _creation(key: UUID, request: CorrectionRequest) -> dict[str, object]:
+def _creation(key: UUID, request: OperationRequest) -> dict[str, object]:
     return {
         "correction_id": key,
-        "kind": Kind.CORRECTION.value,
+        "kind": request.kind.value,
         "status": Status.REQUESTED.value,
         "dry_run": request.options.dry_run,
         "options": Jsonb(request.options.model_dump(mode="json", by_alias=True)),
@@ -123,6 +211,7 @@ def _creation(key: UUID, request: CorrectionRequest) -> dict[str, object]:
         "ticket": request.ticket,
         "run_id": request.run_id,
         "retry_of": request.retry_of,
+        "rollback_of": None if request.rollback_of is None else as_uuid(request.rollback_of),
     }
 
 
@@ -130,6 +219,7 @@ def _check_claimable(
     cursor: psycopg.Cursor[TupleRow], key: UUID, status: Status, *, again: bool
 ) -> None:
     if status in RESUMABLE or status is Status.REQUESTED:
+        _check_not_undone(cursor, key)
         return
     if status not in ACTIVE:
         raise OperationStateError(
@@ -143,8 +233,30 @@ def _check_claimable(
         )
 
 
-def _check_same_kind(key: UUID, request: CorrectionRequest, *, begun_dry: bool) -> None:
-    """A resume goes on with the options of the beginning; of these one must not surprise."""
+def _check_not_undone(cursor: psycopg.Cursor[TupleRow], key: UUID) -> None:
+    """What a rollback plans to restore must not grow behind its back."""
+    row = cursor.execute(query("operation", "begun_rollback"), {"correction_id": key}).fetchone()
+    if row is not None:
+        raise OperationStateError(
+            f"Operation {key} cannot go on: its rollback {row[0]} has begun. For the rows that are "
+            "left start a new correction."
+        )
+
+
+def _check_same_kind(
+    key: UUID, request: OperationRequest, *, begun_dry: bool, kind: str, rollback_of: UUID | None
+) -> None:
+    """A resume goes on with the options of the beginning; of these some must not surprise."""
+    if request.kind is not Kind(kind):
+        raise OperationStateError(
+            f"Operation {key} is a {kind}, and not a {request.kind}: `assetclass status {key}` "
+            "tells about it."
+        )
+    if request.rollback_of is not None and rollback_of != as_uuid(request.rollback_of):
+        raise OperationStateError(
+            f"Operation {key} is a rollback of {rollback_of}, and not of {request.rollback_of}; "
+            "start a new one."
+        )
     if request.options.dry_run is not begun_dry:
         begun, asked = ("a dry run", "a real one") if begun_dry else ("a real run", "a dry one")
         raise OperationStateError(

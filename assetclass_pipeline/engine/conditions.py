@@ -33,20 +33,24 @@ def blanks_of(connection: Connection[TupleRow]) -> str:
     return BLANKS if encoding == "UTF8" else ASCII_BLANKS
 
 
-def in_scope(scope: TimeRange = EVERYTHING) -> Condition:
-    """True for rows of `scope`; a scope open at the start takes rows without a timestamp too."""
+def in_scope(scope: TimeRange = EVERYTHING, name: str = "scope") -> Condition:
+    """True for rows of `scope`; a scope open at the start takes rows without a timestamp too.
+
+    Its values are bound under `name`, so that one statement can ask for several ranges.
+    """
     if scope.is_everything:
         return Condition(sql.SQL("true"))
     parts: list[sql.Composable] = []
     values: dict[str, object] = {}
     if scope.start is not None:
-        parts.append(sql.SQL('m."timestamp" >= %(scope_start)s'))
-        values["scope_start"] = scope.start.isoformat()
+        start = sql.Placeholder(f"{name}_start")
+        parts.append(sql.SQL('m."timestamp" >= {}').format(start))
+        values[f"{name}_start"] = scope.start.isoformat()
     if scope.end is not None:
-        before = sql.SQL('m."timestamp" < %(scope_end)s')
+        before = sql.SQL('m."timestamp" < {}').format(sql.Placeholder(f"{name}_end"))
         without_time = sql.SQL('({} OR m."timestamp" IS NULL)').format(before)
         parts.append(without_time if scope.start is None else before)
-        values["scope_end"] = scope.end.isoformat()
+        values[f"{name}_end"] = scope.end.isoformat()
     return Condition(sql.SQL(" AND ").join(parts), values)
 
 

@@ -4,27 +4,21 @@ Belongs here: the order of the phases and the operation's end. Does not: how a p
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import psycopg
-from psycopg import Connection, Cursor
-from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import connect, scan, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.database.schema import require_schema
-from assetclass_pipeline.engine.analysis import analyse
 from assetclass_pipeline.engine.claiming import CorrectionRequest, fenced
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
 from assetclass_pipeline.engine.courtesy import Courtesy
-from assetclass_pipeline.engine.crew import Crew, open_ranges
 from assetclass_pipeline.engine.holding import Holder, hold
-from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.engine.plan import (
     PlanScan,
     PlanState,
@@ -39,91 +33,51 @@ from assetclass_pipeline.engine.readiness import (
     remember_reference,
     tell_changed_reference,
 )
-from assetclass_pipeline.engine.retry import begun, is_transient
-from assetclass_pipeline.engine.sweeping import next_pass, sweep
+from assetclass_pipeline.engine.retry import begun
+from assetclass_pipeline.engine.running import (
+    Observer,
+    Running,
+    has_ended,
+    require_whole_plan,
+    scores,
+    summarise,
+    write_plan,
+)
 from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.work import Work, release_quarantine
 from assetclass_pipeline.errors import (
     AssetClassError,
-    CorrectionFailedError,
-    DatabaseUnavailableError,
     OperationFencedError,
 )
 from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline.model.options import CorrectionOptions
-from assetclass_pipeline.model.pacing import PROFILES
 from assetclass_pipeline.model.preflight import estimate_error_percent
 from assetclass_pipeline.model.quality import IntegrityReport, SecondsRange
 from assetclass_pipeline.settings import Settings
 
 __all__ = ["CorrectionRequest", "correct", "plan"]
 
-OBSERVE_INTERVAL = 2.0
 # Rows that a feed adds in mid-run are planned after the first verification; then the next night's.
 LATE_PASSES = 2
 
-Observer = Callable[[Operation], None]
-Result = TypeVar("Result")
-
 
 @dataclass
-class Correction:
-    """A held correction: the tables as they are now, the options as they were when it began.
+class Correction(Running):
+    """A held correction, with its options as they were when it began.
 
     `estimate` is how long this try was expected to take, from `began` on.
     """
 
-    holder: Holder
-    tables: MarketTables
     options: CorrectionOptions
     scope: TimeRange
-    pacing: object
-    observe: Observer | None
     estimate: SecondsRange | None = None
     began: float = field(default_factory=time.monotonic)
-
-    @property
-    def connection(self) -> Connection[TupleRow]:
-        """The operation's own; ask for it again after an error."""
-        return self.holder.connection
-
-    @property
-    def settings(self) -> Settings:
-        """Settings of this process."""
-        return self.holder.settings
 
     @property
     def keeps_backup(self) -> bool:
         """Whether the plan stays as a backup table."""
         return self.options.create_backup and not self.options.dry_run
-
-    def enter(self, phase: Phase) -> None:
-        """Begin a phase, unless somebody asked to stop."""
-        self.holder.stop.check()
-        self.again(lambda: self.holder.enter_phase(phase))
-        self.report()
-
-    def again(self, step: Callable[[], Result]) -> Result:
-        """Do a step, again after transient errors; each try asks for the connection anew."""
-        return self.holder.attempt(step)
-
-    def report(self) -> None:
-        """Tell the observer how it stands."""
-        if self.observe is None:
-            return
-        try:
-            operation = self.holder.once(self.operation)
-        except (psycopg.Error, DatabaseUnavailableError) as error:
-            # The server may come back before the batches give up; nobody needs this one report.
-            if not is_transient(error):
-                raise
-        else:
-            self.observe(operation)
-
-    def operation(self) -> Operation:
-        """How it stands."""
-        return get_operation(self.connection, self.settings, str(self.holder.correction_id))
 
     def scan(self) -> PlanScan:
         """A scan for rows to plan."""
@@ -195,7 +149,7 @@ def _begun(
     )
     with hold(dsn, settings, request, cancelled_by=cancelled_by) as holder:
         options, scope, pacing = holder.attempt(_as_begun, holder)
-        correction = Correction(holder, tables, options, scope, pacing, observe)
+        correction = Correction(holder, tables, pacing, observe, options, scope)
         try:
             yield correction
         except OperationFencedError:
@@ -230,7 +184,7 @@ def _plan(correction: Correction) -> PlanState:
     if state is not None and state.complete:
         return state
     correction.enter(Phase.ANALYSING)
-    before = _analyse(correction)
+    before = correction.analyse(correction.options.pace)
     values = {"quality": Jsonb(scores(before)), "mismatched_left": _mismatched_left(correction)}
     correction.again(lambda: correction.holder.update("set_quality_before", dict(values)))
     correction.enter(Phase.PLANNING)
@@ -285,29 +239,7 @@ def _correct(correction: Correction, state: PlanState) -> None:
     stored = holder.pacing or correction.pacing
     tempo = Tempo(correction.options, state.planned, lambda: holder.tuning, stored)
     work = Work(holder, correction.tables, state, correction.options, tempo)
-    correction.enter(Phase.CORRECTING)
-    ranges = correction.again(lambda: open_ranges(work))
-    while True:
-        _do_batches(correction, Crew(work, ranges))
-        # This commit waits for the disk, and with it all batches that did not.
-        correction.enter(Phase.SWEEPING)
-        ranges = correction.again(lambda: open_ranges(work))
-        if ranges.is_empty:
-            break
-        # The server crashed meanwhile, or a standby took over, and forgot its last commits.
-        holder.journal.tell("batches_were_lost")
-        correction.enter(Phase.CORRECTING)
-    sweep(work, correction.again(lambda: next_pass(work)))
-
-
-def _do_batches(correction: Correction, crew: Crew) -> None:
-    with crew.at_work():
-        reported = time.monotonic()
-        while crew.goes_on():
-            if time.monotonic() - reported >= OBSERVE_INTERVAL:
-                correction.report()
-                reported = time.monotonic()
-    correction.holder.stop.check()
+    write_plan(correction, work)
 
 
 def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, int]:
@@ -318,27 +250,14 @@ def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, i
     """
     for _ in range(LATE_PASSES):
         correction.enter(Phase.VERIFYING)
-        report = _analyse(correction)
+        report = correction.analyse(correction.options.pace)
         if not _late_rows(correction, state, report):
             return report, 0
         correction.enter(Phase.PLANNING)
         add_late_rows(correction.scan(), state)
         _correct(correction, state)
-    report = _analyse(correction)
+    report = correction.analyse(correction.options.pace)
     return report, _late_rows(correction, state, report)
-
-
-def _analyse(correction: Correction) -> IntegrityReport:
-    return correction.again(
-        lambda: analyse(
-            correction.connection,
-            correction.tables,
-            correction.settings,
-            worst=10,
-            by_month=False,
-            in_parallel=PROFILES[correction.options.pace].scans_in_parallel,
-        )
-    )
 
 
 def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport) -> int:
@@ -356,6 +275,7 @@ def _end(
 ) -> None:
     """Summary, end and the unlogged plan's removal commit together."""
     correction.again(lambda: tell_changed_reference(correction.holder, correction.tables))
+    dry_run = correction.options.dry_run
     dropped = not correction.keeps_backup or not state.planned
     values = {
         "status": Status.SUCCEEDED.value,
@@ -371,39 +291,19 @@ def _end(
         with transaction(
             correction.connection, correction.settings, statement_timeout="0"
         ) as cursor:
-            if _has_ended(correction, cursor):
+            if has_ended(correction, cursor):
                 return
             # Whoever took the operation over may have planned and done more than we know of.
             correction.holder.require_ours(cursor)
-            if not correction.options.dry_run:
-                _require_whole_plan(correction, cursor, state)
-            _summarise(correction, cursor, state)
+            if not dry_run:
+                require_whole_plan(correction, cursor, state)
+            summarise(cursor, correction.holder.correction_id, state, dry_run=dry_run)
             if dropped:
                 drop_plan(cursor, state)
             correction.holder.update_with(cursor, "finish", dict(values))
 
     correction.again(end)
     correction.report()
-
-
-def _has_ended(correction: Correction, cursor: Cursor[TupleRow]) -> bool:
-    """Whether COMMIT had arrived and its answer had not: then an unlogged plan is gone already."""
-    key = {"correction_id": correction.holder.correction_id}
-    row = cursor.execute(query("control", "state"), key).fetchone()
-    return row is not None and row[:2] == (Status.SUCCEEDED, correction.holder.epoch)
-
-
-def _require_whole_plan(correction: Correction, cursor: Cursor[TupleRow], state: PlanState) -> None:
-    """What a failover may have forgotten since the batches ended. Raises CorrectionFailedError."""
-    key = {"correction_id": correction.holder.correction_id}
-    row = cursor.execute(query("operation", "covered_seqs"), key).fetchone()
-    left = state.planned - (int(row[0]) if row else 0)
-    if left:
-        raise CorrectionFailedError(
-            f"The server lost batches of operation {correction.holder.correction_id} after it had "
-            f"confirmed them (a crash, or a standby that took over): {left:,} planned rows are "
-            "open. Run it again to go on where it stopped."
-        )
 
 
 def _estimate_error(correction: Correction) -> float | None:
@@ -414,27 +314,10 @@ def _estimate_error(correction: Correction) -> float | None:
     return estimate_error_percent(correction.estimate.low, correction.estimate.high, worked)
 
 
-def _summarise(correction: Correction, cursor: Cursor[TupleRow], state: PlanState) -> None:
-    """What was changed by symbol, counted anew from plan, ledger and skipped rows."""
-    key = {"correction_id": correction.holder.correction_id}
-    cursor.execute(query("operation", "forget_changes"), key)
-    cursor.execute(
-        query("operation", "summarise_changes", backup=state.identifier),
-        {**key, "dry_run": correction.options.dry_run},
-    )
-
-
 def _keep_summary(correction: Correction) -> None:
     """What an operation changed is summed up however it ends."""
     state = load_plan(correction.holder)
     if state is None or correction.options.dry_run:
         return
     with transaction(correction.connection, correction.settings) as cursor:
-        _summarise(correction, cursor, state)
-
-
-def scores(report: IntegrityReport) -> dict[str, object]:
-    """The part of a report that an operation keeps: totals, scores and thresholds."""
-    everything = report.model_dump(mode="json", by_alias=True)
-    lists = {"byAssetClass", "bySymbol", "byPartition", "issues", "recommendations", "effort"}
-    return {name: value for name, value in everything.items() if name not in lists}
+        summarise(cursor, correction.holder.correction_id, state, dry_run=False)

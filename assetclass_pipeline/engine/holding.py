@@ -24,7 +24,8 @@ from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.attempts import Attempts
 from assetclass_pipeline.engine.claiming import (
     ADVISORY_CLASS,
-    CorrectionRequest,
+    Check,
+    OperationRequest,
     claim,
     fenced,
     holder_name,
@@ -63,9 +64,7 @@ class Holder:
     away. `pacing` is what the batches have come to, kept for a resume.
     """
 
-    def __init__(
-        self, dsn: str, settings: Settings, request: CorrectionRequest, epoch: int
-    ) -> None:
+    def __init__(self, dsn: str, settings: Settings, request: OperationRequest, epoch: int) -> None:
         self.dsn = dsn
         self.settings = settings
         self.correction_id: UUID = as_uuid(request.correction_id)
@@ -85,7 +84,7 @@ class Holder:
         )
         self._deadline = time.monotonic() + request.options.timeout.total_seconds()
         self._paused_at: float | None = None
-        self._session = Session(lambda: self.connect("correction"))
+        self._session = Session(lambda: self.connect(request.kind))
         self._sessions = [self._session]
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
@@ -345,17 +344,18 @@ class Holder:
 def hold(
     dsn: str,
     settings: Settings,
-    request: CorrectionRequest,
+    request: OperationRequest,
     *,
     cancelled_by: tuple[type[BaseException], ...] = (),
+    check: Check | None = None,
 ) -> Iterator[Holder]:
     """Claim the operation of `request` (create, resume, or take over) and hold it.
 
     An error inside ends the operation as cancelled, timed_out, interrupted or failed, and is
     raised on; without one the caller has ended it, or parks it for the next process.
-    Raises OperationInProgressError naming the active operation.
+    Raises OperationInProgressError naming the active operation, and what `check` raises.
     """
-    epoch = _claimed(dsn, settings, request)
+    epoch = _claimed(dsn, settings, request, check)
     with Holder(dsn, settings, request, epoch) as holder:
         try:
             yield holder
@@ -370,7 +370,7 @@ def hold(
             raise shown from None
 
 
-def _claimed(dsn: str, settings: Settings, request: CorrectionRequest) -> int:
+def _claimed(dsn: str, settings: Settings, request: OperationRequest, check: Check | None) -> int:
     """The epoch of our claim; a batch in flight, or a lost answer, is worth another try."""
     tried = False
 
@@ -378,7 +378,7 @@ def _claimed(dsn: str, settings: Settings, request: CorrectionRequest) -> int:
         nonlocal tried
         again, tried = tried, True
         with connect(dsn, settings, purpose="claim") as connection:
-            return claim(connection, settings, request, again=again)
+            return claim(connection, settings, request, again=again, check=check)
 
     return begun(once, request.options.retry or settings.retry, settings.patience)
 

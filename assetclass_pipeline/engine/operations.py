@@ -22,7 +22,9 @@ from assetclass_pipeline.model.operation import (
     ACTIVE,
     RESUMABLE,
     Change,
+    Conflict,
     EtaRange,
+    Kind,
     Operation,
     OperationError,
     OperationEvent,
@@ -39,7 +41,7 @@ from assetclass_pipeline.model.operation import (
 from assetclass_pipeline.settings import Settings
 
 # What stands beside an operation, and how many entries of each at most.
-_LISTS = {"changes": 1000, "events": 50, "waits": 100, "quarantined": 100}
+_LISTS = {"changes": 1000, "events": 50, "waits": 100, "quarantined": 100, "conflicts": 100}
 _NEVER_PLANNED = {SkipReason.MISMATCHED_NOT_OVERWRITTEN, SkipReason.ARRIVED_LATE}
 _NO_SUCH = "No operation has the correctionId {}. `assetclass status` lists the recent ones."
 
@@ -113,13 +115,15 @@ def resume_or_new_id(
     """Which operation a Dagster run works on: (correctionId, retryOf).
 
     The root run's operation while it is new, active or resumable: re-executing a failed run goes
-    on with it. After it ended well, a re-execution is a new operation that names it.
+    on with it. After it ended well, or was rolled back, a re-execution is a new operation that
+    names it.
     """
+    key = {"correction_id": as_uuid(root_run_id)}
     with transaction(connection, settings, read_only=True) as cursor:
-        state = cursor.execute(
-            query("control", "state"), {"correction_id": as_uuid(root_run_id)}
-        ).fetchone()
-    if state is None or Status(state[0]) in ACTIVE | RESUMABLE or root_run_id == run_id:
+        state = cursor.execute(query("control", "state"), key).fetchone()
+        undone = cursor.execute(query("operation", "begun_rollback"), key).fetchone() is not None
+    goes_on = state is None or (Status(state[0]) in ACTIVE | RESUMABLE and not undone)
+    if goes_on or root_run_id == run_id:
         return root_run_id, None
     return run_id, root_run_id
 
@@ -203,8 +207,11 @@ def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> O
     error, pacing, estimate = row.pop("error"), row.pop("pacing"), row.pop("estimate")
     throttle = row.pop("throttle") or []
     batches_total = _batches_total(row, done, pacing)
+    restored = row.pop("already_restored") + row["records_corrected"]
+    conflicting = row.pop("records_conflicting")
     return Operation(
         **row,
+        **_undone(row["kind"], restored, conflicting, skipped),
         records_skipped=sum(skipped.values()),
         records_failed=failed,
         skipped_by_reason=skipped,
@@ -216,11 +223,21 @@ def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> O
         changes=[_change(change) for change in lists["changes"]],
         waits={wait["signal"]: wait["seconds"] for wait in lists["waits"]},
         quarantined=[QuarantinedRow.model_validate(entry) for entry in lists["quarantined"]],
+        conflicts=[Conflict.model_validate(entry) for entry in lists["conflicts"]],
         events=[OperationEvent.model_validate(entry) for entry in lists["events"]],
         pacing=_pacing(pacing),
         estimated_seconds=EtaRange.model_validate(estimate) if estimate else None,
         error=OperationError.model_validate(error) if error else None,
     )
+
+
+def _undone(
+    kind: str, restored: int, conflicting: int, skipped: dict[str, int]
+) -> dict[str, int | None]:
+    if kind != Kind.ROLLBACK:
+        return {"records_restored": None, "records_conflicting": None}
+    meanwhile = skipped.get(SkipReason.ALREADY_RESTORED, 0)
+    return {"records_restored": restored + meanwhile, "records_conflicting": conflicting}
 
 
 def _skipped(row: dict[str, Any]) -> dict[str, int]:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import Connection, errors, sql
@@ -91,6 +91,26 @@ class PlanState(BaseModel):
         )
 
 
+class Planning(Protocol):
+    """What every plan is made with, that of a correction or of a rollback."""
+
+    @property
+    def holder(self) -> Holder:
+        """Who holds the operation."""
+
+    @property
+    def tables(self) -> MarketTables:
+        """Where the rows are."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a batch, where the caller wants a number of them."""
+
+    @property
+    def connection(self) -> Connection[TupleRow]:
+        """The operation's own."""
+
+
 @dataclass(frozen=True)
 class PlanScan:
     """What every chunk of one scan has in common."""
@@ -100,6 +120,11 @@ class PlanScan:
     options: CorrectionOptions
     scope: TimeRange
     skip_planned: bool = False
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a batch, where the caller wants a number of them."""
+        return self.options.batch_size
 
     @property
     def connection(self) -> Connection[TupleRow]:
@@ -163,15 +188,16 @@ def make_plan(scan: PlanScan, state: PlanState | None) -> PlanState:
     if state.complete:
         return state
     scan_leaves(scan, state)
-    scan.holder.attempt(_complete, scan, state)
+    scan.holder.attempt(complete_plan, scan, state)
     return state
 
 
-def _complete(scan: PlanScan, state: PlanState) -> None:
+def complete_plan(scan: Planning, state: PlanState) -> None:
+    """Number and analyse a plan whose scan is over: batches may read it from now on."""
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
         cursor.execute(query("plan", "number_rows", backup=state.identifier))
         cursor.execute(query("plan", "analyze_table", backup=state.identifier))
-        size = scan.options.batch_size or size_range(state.planned)[0]
+        size = scan.batch_size or size_range(state.planned)[0]
         complete = state.model_copy(update={"complete": True, "batch_size": size})
         _store(scan.holder, cursor, complete)
     state.complete, state.batch_size = True, size
@@ -180,7 +206,7 @@ def _complete(scan: PlanScan, state: PlanState) -> None:
 def scan_leaves(scan: PlanScan, state: PlanState) -> None:
     """Add the correctable rows of every leaf, chunk by chunk, each in its own transaction."""
     for leaf in scan.tables.leaves:
-        pages, reuses, file_node = scan.holder.attempt(_look_at, scan, leaf)
+        pages, reuses, file_node = scan.holder.attempt(look_at, scan, leaf)
         state.file_nodes.setdefault(leaf.oid, file_node)
         if reuses and leaf.oid not in state.reusing:
             state.reusing.append(leaf.oid)
@@ -228,7 +254,7 @@ def _is_full(options: CorrectionOptions, state: PlanState) -> bool:
     return most is not None and state.planned >= most
 
 
-def _look_at(scan: PlanScan, leaf: Leaf) -> tuple[int, bool, int | None]:
+def look_at(scan: Planning, leaf: Leaf) -> tuple[int, bool, int | None]:
     """Pages of a leaf, whether its new versions may stay on their page, and its file.
 
     What another server holds is read in one go, as if it were one page.
@@ -283,8 +309,8 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
         with transaction(
             scan.connection, scan.holder.settings, statement_timeout=f"{round(seconds * 1000)}ms"
         ) as cursor:
-            if (landed := _landed(scan, cursor, leaf, end)) is not None:
-                state.segments, state.scanned = landed.segments, landed.scanned
+            if (stored := landed(scan.holder, cursor, leaf.oid, end)) is not None:
+                state.segments, state.scanned = stored.segments, stored.scanned
                 return
             row = cursor.execute(statement, values).fetchone()
             after.add(leaf.oid, int(row[0]) if row else 0)
@@ -301,14 +327,12 @@ def _add_chunk(scan: PlanScan, state: PlanState, leaf: Leaf, page: int, end: int
     state.segments, state.scanned = after.segments, after.scanned
 
 
-def _landed(
-    scan: PlanScan, cursor: psycopg.Cursor[TupleRow], leaf: Leaf, end: int
+def landed(
+    holder: Holder, cursor: psycopg.Cursor[TupleRow], leaf: int, end: int
 ) -> PlanState | None:
     """The stored plan, when it holds this chunk already: COMMIT arrived, its answer did not."""
-    key = {"correction_id": scan.holder.correction_id}
-    row = cursor.execute(
-        query("operation", "scanned_pages"), {**key, "leaf": str(leaf.oid)}
-    ).fetchone()
+    key = {"correction_id": holder.correction_id}
+    row = cursor.execute(query("operation", "scanned_pages"), {**key, "leaf": str(leaf)}).fetchone()
     if row is None or row[0] < end:
         return None
     stored = cursor.execute(query("operation", "plan_of"), key).fetchone()
@@ -322,21 +346,30 @@ def _store(holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState) -
 def _create_table(scan: PlanScan) -> PlanState:
     """A backup table of a name that nobody has, or an unlogged one that never outlives its run."""
     if scan.options.dry_run or not scan.options.create_backup:
-        # Not beside the backups: the guide's manual recovery takes the newest table of that name.
-        state = PlanState(
-            schema_name="assetclass",
-            table_name=f"plan_{scan.holder.correction_id.hex}",
-        )
-        _try_create(scan, state, "UNLOGGED")
-        return state
+        return create_unlogged(scan)
+    return create_named(scan, scan.tables.market_schema, BACKUP_PREFIX)
+
+
+def create_unlogged(scan: Planning, *, of_rollback: bool = False) -> PlanState:
+    """A plan's table that ends with its operation."""
+    # Not beside the backups: the guide's manual recovery takes the newest table of that name.
+    state = PlanState(
+        schema_name="assetclass",
+        table_name=f"plan_{scan.holder.correction_id.hex}",
+    )
+    create_table(scan, state, "UNLOGGED", of_rollback=of_rollback)
+    return state
+
+
+def create_named(
+    scan: Planning, schema: str, prefix: str, *, of_rollback: bool = False
+) -> PlanState:
+    """A plan's table that stays, named after `prefix` and the second in which it was made."""
     moment = datetime.now(UTC)
     while True:
-        state = PlanState(
-            schema_name=scan.tables.market_schema,
-            table_name=f"{BACKUP_PREFIX}{moment:%Y%m%d_%H%M%S}",
-        )
+        state = PlanState(schema_name=schema, table_name=f"{prefix}{moment:%Y%m%d_%H%M%S}")
         try:
-            _try_create(scan, state, "")
+            create_table(scan, state, "", of_rollback=of_rollback)
         except (errors.DuplicateTable, errors.UniqueViolation):
             # Another database operation took this second's name; seconds ahead are still unique.
             moment += timedelta(seconds=1)
@@ -344,7 +377,10 @@ def _create_table(scan: PlanScan) -> PlanState:
             return state
 
 
-def _try_create(scan: PlanScan, state: PlanState, persistence: str) -> None:
+def create_table(
+    scan: Planning, state: PlanState, persistence: str, *, of_rollback: bool = False
+) -> None:
+    """Make the plan's table, empty. Raises psycopg.Error where its name is taken."""
     tables = scan.tables
     backed_up = state.table_name if persistence == "" else None
     with transaction(scan.connection, scan.holder.settings) as cursor:
@@ -360,6 +396,8 @@ def _try_create(scan: PlanScan, state: PlanState, persistence: str) -> None:
                 asset_class_type=sql.SQL(tables.asset_class_type),
             )
         )
+        if of_rollback:
+            cursor.execute(query("rollback", "shape_plan", undo=state.identifier))
         scan.holder.update_with(
             cursor,
             "set_backup_table",

@@ -123,7 +123,7 @@ def _sweep_batch(work: Work, number: int, seqs: list[int]) -> int:
     with trying(work, work.holder.connection, foreign, seqs, by_key) as (cursor, announced):
         ahead = look_ahead(cursor, work, Condition(query("batch", "in_list"), {"seqs": seqs}))
         rows_left = _RowsLeft(cursor, work, ahead, seqs)
-        for table in _tables_here(work):
+        for table in tables_here(work):
             rows_left.write_here(table)
         there = [rows_left.write_there(*place) for place in zip(foreign, announced, strict=True)]
         refuse_rewritten(work, rows_left.rewritten)
@@ -205,7 +205,7 @@ def sweep_statement(
     )
 
 
-def _tables_here(work: Work) -> Iterator[sql.Composable]:
+def tables_here(work: Work) -> Iterator[sql.Composable]:
     """Where rows of this server may be now: the market table, or its local leaves one by one.
 
     Through a parent with foreign partitions, another server's rows would be found by an address
@@ -221,7 +221,7 @@ def _give_reasons(
     cursor: Cursor[TupleRow], work: Work, left: list[int], stale_symbols: list[str]
 ) -> int:
     """Write why each row was left; returns how many are locked by others."""
-    places = [*_tables_here(work), *(leaf.identifier for leaf in work.tables.foreign_leaves)]
+    places = [*tables_here(work), *(leaf.identifier for leaf in work.tables.foreign_leaves)]
     by_reason = explain_left(cursor, work, places, left, stale_symbols)
     for reason, seqs in by_reason.items():
         _set_reason(cursor, work, reason, seqs)

@@ -6,8 +6,9 @@ Belongs here: the clock and the lock around `model/pacing.py`, which decides. Do
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.options import Pace
 from assetclass_pipeline.model.pacing import (
     PROFILES,
     Bounds,
@@ -28,6 +29,22 @@ from assetclass_pipeline.model.tuning import Tuning
 WINDOW_SECONDS = 2.0
 
 
+class TempoOptions(Protocol):
+    """What was asked for: None leaves it to the plan's size and the pace."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a batch at most."""
+
+    @property
+    def pace(self) -> Pace:
+        """How hard the server is pressed."""
+
+    @property
+    def workers(self) -> int | None:
+        """Connections that write at once."""
+
+
 class Tempo:
     """Batch size, workers and pauses of one operation; its workers share it.
 
@@ -37,7 +54,7 @@ class Tempo:
 
     def __init__(
         self,
-        options: CorrectionOptions,
+        options: TempoOptions,
         planned: int,
         tuning: Callable[[], Tuning],
         stored: object = None,

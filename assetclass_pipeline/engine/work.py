@@ -1,10 +1,11 @@
-"""What all batches of one correction share: the plan, the look ahead, the ledger row that fences.
+"""What all batches of one operation share: the plan, the look ahead, the ledger row that fences.
 
 Belongs here: what ordinary batches and the sweep both do. Does not: either of them.
 """
 
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from psycopg import Cursor, sql
 from psycopg.rows import TupleRow
@@ -21,18 +22,30 @@ from assetclass_pipeline.engine.retry import is_transient, what_it_said
 from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.errors import AssetClassError, CorrectionFailedError, ErrorRateError
 from assetclass_pipeline.model.operation import SkipReason, too_many_failures
-from assetclass_pipeline.model.options import CorrectionOptions
+
+
+class WorkOptions(Protocol):
+    """What a batch needs of the options of an operation of any kind."""
+
+    @property
+    def validate_after_each_batch(self) -> bool:
+        """Whether each written value is read back."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One correction's plan and tables, and how fast it goes."""
+    """One operation's plan and tables, and how fast it goes.
+
+    A correction writes what `symbols` says at that moment; what a rollback writes need not be
+    there at all (`follows_symbols` is false).
+    """
 
     holder: Holder
     tables: MarketTables
     plan: PlanState
-    options: CorrectionOptions
+    options: WorkOptions
     tempo: Tempo
+    follows_symbols: bool = True
     leaves: dict[int, Leaf] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,14 +86,12 @@ def look_ahead(cursor: Cursor[TupleRow], work: Work, in_batch: Condition, leaf: 
     Raises CorrectionFailedError when none of them is in the plan any more: without a backup its
     table is unlogged, and a crash of the server, which we may outlive, has emptied it.
     """
+    parts = {"backup": work.plan.identifier, "in_batch": in_batch.text}
+    stale = query("batch", "no_stale_symbols")
+    if work.follows_symbols:
+        stale = query("batch", "stale_symbols", symbols=work.tables.symbols, **parts)
     row = cursor.execute(
-        query(
-            "batch",
-            "look_ahead",
-            backup=work.plan.identifier,
-            symbols=work.tables.symbols,
-            in_batch=in_batch.text,
-        ),
+        query("batch", "look_ahead", stale_symbols=stale, **parts),
         {
             **in_batch.values,
             "blanks": blanks_of(cursor.connection),

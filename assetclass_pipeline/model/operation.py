@@ -67,6 +67,7 @@ class SkipReason(StrEnum):
     QUARANTINED = "quarantined"
     MISMATCHED_NOT_OVERWRITTEN = "mismatched_not_overwritten"
     ARRIVED_LATE = "arrived_late"
+    ALREADY_RESTORED = "already_restored"
 
 
 class Change(WireModel):
@@ -114,16 +115,34 @@ class QuarantinedRow(WireModel):
     id: str | None
     symbol: str | None
     timestamp: str | None
-    corrected_asset_class: str
+    corrected_asset_class: str | None
     error_code: str
     error_message: str
+
+
+class Conflict(WireModel):
+    """A row that a rollback left alone: its class before the correction, after it, and now.
+
+    `now` is NULL for a deleted row too; `reason` tells them apart.
+    """
+
+    id: str | None
+    symbol: str | None
+    timestamp: str | None
+    before: str | None
+    corrected: str | None
+    now: str | None
+    reason: str
 
 
 class Operation(WireModel):
     """One correction or rollback as every surface shows it.
 
     `throttle` says why no batch is started now; `waits` how many seconds each signal held it;
-    `quarantined` and `events` hold the first and the newest ones.
+    `quarantined`, `conflicts` and `events` hold the first and the newest ones. Of a rollback,
+    `records_restored` counts the rows that have their old value back by its doing or had it
+    already, `records_conflicting` those that somebody changed or deleted since the correction;
+    both are None of a correction.
     """
 
     correction_id: str
@@ -144,6 +163,8 @@ class Operation(WireModel):
     records_corrected: int
     records_skipped: int
     records_failed: int
+    records_restored: int | None
+    records_conflicting: int | None
     skipped_by_reason: dict[str, int]
     batches_done: int
     batches_total: int | None
@@ -162,6 +183,7 @@ class Operation(WireModel):
     pacing: OperationPacing | None
     waits: dict[str, Seconds]
     quarantined: list[QuarantinedRow]
+    conflicts: list[Conflict]
     events: list[OperationEvent]
     preflight: dict[str, Any] | None
     estimated_seconds: EtaRange | None

@@ -68,6 +68,11 @@ class RollbackOptions(WireModel):
         return self
 
     @property
+    def validate_after_each_batch(self) -> bool:
+        """Each restored value is read back, always."""
+        return True
+
+    @property
     def is_partial(self) -> bool:
         """Whether it is about some rows of the correction only."""
         return (self.target_symbols, self.partitions, self.row_ids) != (None, None, None)

@@ -1,17 +1,23 @@
 """Running the engine in tests: short calls with a market's own settings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
+
+from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.engine.analysis import analyse
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct, plan
 from assetclass_pipeline.engine.operations import get_operation, proof
+from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import Operation, Proof
 from assetclass_pipeline.model.options import CorrectionOptions, parse_options
 from assetclass_pipeline.model.quality import IntegrityReport
+from assetclass_pipeline.model.rollback import parse_rollback_options
 from assetclass_pipeline_tests.market import Market
 
 
@@ -34,6 +40,20 @@ def correct_now(
 ) -> Operation:
     """One correction to its end."""
     return correct(market.dsn, market.settings, request or request_of(**values))
+
+
+def undo_request_of(correction_id: str, **values: Any) -> RollbackRequest:
+    """A request for a new rollback, in small batches unless told."""
+    options = parse_rollback_options({"batch_size": 10, **values})
+    return RollbackRequest(str(uuid4()), correction_id, options, requested_by="test")
+
+
+def undo_now(market: Market, undone: Operation | str | RollbackRequest, **values: Any) -> Operation:
+    """One rollback to its end."""
+    if isinstance(undone, Operation):
+        undone = undone.correction_id
+    request = undo_request_of(undone, **values) if isinstance(undone, str) else undone
+    return roll_back(market.dsn, market.settings, request)
 
 
 def plan_now(market: Market, request: CorrectionRequest, *, park: bool = True) -> Operation:
@@ -63,3 +83,23 @@ def proof_of(market: Market, correction_id: str) -> Proof:
     """The sums of its ledger."""
     with connect(market.dsn, market.settings, purpose="test") as connection:
         return proof(connection, market.settings, correction_id)
+
+
+@contextmanager
+def broken_at(market: Market, number: int) -> Iterator[None]:
+    """An operation that comes to the row of this id breaks off there, and keeps what it did."""
+    market.execute(
+        "CREATE FUNCTION break_off() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'XX000', MESSAGE = 'broken off'; END $$"
+    )
+    market.execute(
+        "CREATE TRIGGER break_off BEFORE UPDATE ON {} FOR EACH ROW WHEN (OLD.id = {})"
+        " EXECUTE FUNCTION break_off()",
+        market.market_identifier,
+        sql.Literal(number),
+    )
+    try:
+        yield
+    finally:
+        market.execute("DROP TRIGGER break_off ON {}", market.market_identifier)
+        market.execute("DROP FUNCTION break_off")

@@ -1,16 +1,20 @@
 -- name: look_ahead
--- Symbols of this batch whose class symbols no longer derives as planned: their rows must not get
--- a class that the reference does not hold any more.
+-- Symbols of this batch whose rows must not be written.
 -- Second: whether a trigger of the market table could change a row again after the UPDATE; without
 -- one RETURNING has already read every version that is written. Then the batch's first and last
 -- address, and the file that its leaf has now.
-SELECT coalesce(array_agg(DISTINCT stale.symbol), '{{}}'),
+SELECT ({stale_symbols}),
        EXISTS (SELECT FROM pg_trigger t
                WHERE t.tgrelid = ANY (%(relations)s::oid[]) AND t.tgenabled <> 'D'
                  AND (NOT t.tgisinternal OR t.tgparentid <> 0)),
        (SELECT min(b.source_address)::text FROM {backup} b WHERE {in_batch}),
        (SELECT max(b.source_address)::text FROM {backup} b WHERE {in_batch}),
        pg_relation_filenode(%(leaf)s::oid)::bigint
+
+-- name: stale_symbols
+-- Those whose class symbols no longer derives as planned: their rows must not get a class that the
+-- reference does not hold any more.
+SELECT coalesce(array_agg(DISTINCT stale.symbol), '{{}}')
 FROM (SELECT planned.symbol
       FROM (SELECT DISTINCT b.symbol::text AS symbol, b.corrected_asset_class::text AS asset_class
             FROM {backup} b WHERE {in_batch}) planned
@@ -23,6 +27,10 @@ FROM (SELECT planned.symbol
       HAVING min(usable.class) IS DISTINCT FROM planned.asset_class COLLATE "C"
           OR max(usable.class) IS DISTINCT FROM planned.asset_class COLLATE "C"
      ) stale
+
+-- name: no_stale_symbols
+-- Old values need not be what symbols says.
+SELECT '{{}}'::text[]
 
 -- name: in_range
 b.seq BETWEEN %(first_seq)s AND %(last_seq)s

@@ -75,3 +75,11 @@ FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
     SELECT id, symbol, "timestamp", corrected_asset_class, error_code, error_message
     FROM assetclass.operation_quarantined_row
     WHERE correction_id = chosen.id ORDER BY seq LIMIT %(most)s) q
+
+-- name: conflicts
+SELECT chosen.id::text AS correction_id, c.*
+FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
+    SELECT id, symbol, "timestamp", class_before AS before, class_corrected AS corrected,
+           class_now AS now, reason
+    FROM assetclass.operation_conflict
+    WHERE correction_id = chosen.id ORDER BY seq LIMIT %(most)s) c

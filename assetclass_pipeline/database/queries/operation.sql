@@ -1,13 +1,20 @@
 -- name: create
 INSERT INTO assetclass.operation (correction_id, kind, status, phase, dry_run, options, range_start,
-                                  range_end, requested_by, reason, ticket, run_id, retry_of)
+                                  range_end, requested_by, reason, ticket, run_id, retry_of,
+                                  rollback_of)
 VALUES (%(correction_id)s, %(kind)s, %(status)s, 'starting', %(dry_run)s, %(options)s,
         %(range_start)s, %(range_end)s, %(requested_by)s, %(reason)s, %(ticket)s, %(run_id)s,
-        %(retry_of)s)
+        %(retry_of)s, %(rollback_of)s)
 
 -- name: lock
-SELECT status, dry_run FROM assetclass.operation
+SELECT status, dry_run, kind, rollback_of FROM assetclass.operation
 WHERE correction_id = %(correction_id)s FOR UPDATE
+
+-- name: begun_rollback
+-- The rollback that began on a correction: what it restores was fixed by its plan.
+SELECT correction_id::text FROM assetclass.operation
+WHERE rollback_of = %(correction_id)s AND NOT dry_run AND plan IS NOT NULL
+ORDER BY requested_at DESC LIMIT 1
 
 -- name: heartbeat_age
 -- Seconds since the holder was last heard of (the database's clock), and who; no row when nobody.
@@ -131,6 +138,7 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
            AS duration_seconds,
        ledger.records_corrected, ledger.batches_done, ledger.records_done,
        ledger.batch_seconds, ledger.records_now, skipped.by_reason,
+       o.already_restored, conflicts.records_conflicting,
        h.pacing, h.throttle, o.preflight, o.estimate, o.estimate_error_percent, o.reference_hash,
        o.stop_at AS window_ends_at, (o.plan ->> 'batch_size')::bigint AS first_batch_size,
        -- A batch never spans two leaves, so each of them ends with a shorter one.
@@ -156,6 +164,9 @@ CROSS JOIN LATERAL (
     SELECT coalesce(jsonb_object_agg(reason, records), '{{}}') AS by_reason
     FROM (SELECT s.reason, count(*) AS records FROM assetclass.operation_skipped_row s
           WHERE s.correction_id = o.correction_id GROUP BY s.reason) reasons) skipped
+CROSS JOIN LATERAL (
+    SELECT count(*) AS records_conflicting FROM assetclass.operation_conflict c
+    WHERE c.correction_id = o.correction_id) conflicts
 WHERE {chosen}
 ORDER BY o.requested_at DESC
 LIMIT %(most)s
@@ -218,6 +229,10 @@ SELECT correction_id::text, range_start, range_end
 FROM (SELECT * FROM assetclass.operation WHERE kind = 'correction' AND NOT dry_run
       ORDER BY requested_at DESC LIMIT 1) newest
 WHERE status = 'timed_out' AND stop_at IS NOT NULL AND plan IS NOT NULL
+  -- What was rolled back since does not go on.
+  AND NOT EXISTS (SELECT FROM assetclass.operation r
+                  WHERE r.rollback_of = newest.correction_id AND NOT r.dry_run
+                    AND r.plan IS NOT NULL)
 
 -- name: new_classes
 SELECT corrected_asset_class::text, count(*) FROM {backup} GROUP BY 1

@@ -16,6 +16,11 @@ _UP = (
     COMMENT ON COLUMN assetclass.operation.already_restored IS
     'of a rollback: rows that had their old value back before it touched them'
     """,
+    # What a rollback restores may be NULL.
+    """
+    ALTER TABLE assetclass.operation_quarantined_row
+        ALTER COLUMN corrected_asset_class DROP NOT NULL
+    """,
     """
     CREATE TABLE assetclass.operation_undone (
         correction_id uuid NOT NULL REFERENCES assetclass.operation,
@@ -110,3 +115,11 @@ def downgrade() -> None:
     for table in ("archive", "backup", "operation_conflict", "operation_undone"):
         op.execute(f"DROP TABLE assetclass.{table}")
     op.execute("ALTER TABLE assetclass.operation DROP COLUMN already_restored")
+    op.execute(
+        "UPDATE assetclass.operation_quarantined_row SET corrected_asset_class = '' "
+        "WHERE corrected_asset_class IS NULL"
+    )
+    op.execute(
+        "ALTER TABLE assetclass.operation_quarantined_row "
+        "ALTER COLUMN corrected_asset_class SET NOT NULL"
+    )

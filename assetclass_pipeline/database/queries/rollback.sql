@@ -1,0 +1,308 @@
+-- Undoing a correction: which of its rows are asked about, what they hold now, and what became of
+-- them. Its backup table holds in asset_class what is restored; the rollback's own plan (`undo`) is
+-- shaped like a backup table the other way round, so that batches and sweep know no difference.
+
+-- name: shape_plan
+-- A backup table holds what a correction writes, which is never NULL.
+ALTER TABLE {undo}
+    ALTER COLUMN corrected_asset_class DROP NOT NULL,
+    ADD COLUMN undone_seq bigint NOT NULL
+
+-- name: correction
+SELECT o.kind, o.status, o.dry_run, o.backup_table, o.plan, o.rollback_of::text,
+       o.rolled_back_by::text,
+       EXISTS (SELECT FROM assetclass.operation_batch b
+               WHERE b.correction_id = o.correction_id AND b.records_corrected > 0)
+FROM assetclass.operation o WHERE o.correction_id = %(undone)s
+
+-- name: backup
+-- Locked by who claims a rollback, so that a cleanup cannot drop the table in between.
+SELECT dropped_at, dropped_by, drop_reason FROM assetclass.backup
+WHERE correction_id = %(undone)s {lock}
+
+-- name: begun
+-- Whether this very rollback has a plan already, and whether it is complete.
+SELECT plan IS NOT NULL, coalesce((plan ->> 'complete')::boolean, false)
+FROM assetclass.operation WHERE correction_id = %(correction_id)s
+
+-- name: begun_with
+SELECT options FROM assetclass.operation
+WHERE correction_id = %(correction_id)s AND kind = 'rollback'
+
+-- name: cut_off
+-- Earlier rollbacks of the same correction that did not come to their end.
+SELECT correction_id, plan FROM assetclass.operation
+WHERE rollback_of = %(undone)s AND correction_id <> %(correction_id)s AND NOT dry_run
+  AND plan IS NOT NULL AND status NOT IN ('succeeded', 'requested', 'running', 'paused')
+
+-- name: later_corrections
+-- Newest first. One that resumed later counts from its first start: its rows were planned then.
+SELECT later.correction_id::text, later.plan
+FROM assetclass.operation later, assetclass.operation o
+WHERE o.correction_id = %(undone)s AND later.kind = 'correction' AND NOT later.dry_run
+  AND later.backup_table IS NOT NULL AND later.started_at > o.started_at
+  AND EXISTS (SELECT FROM assetclass.operation_batch b
+              WHERE b.correction_id = later.correction_id AND b.records_corrected > 0)
+ORDER BY later.started_at DESC
+
+-- name: changed_seqs
+-- What an operation has written: in its ledger, and not skipped.
+coalesce((SELECT range_agg(int8range(b.first_seq, b.last_seq, '[]'))
+          FROM assetclass.operation_batch b
+          WHERE b.correction_id = {operation} AND b.pass = 0), '{{}}'::int8multirange)
+- coalesce((SELECT range_agg(int8range(s.seq, s.seq, '[]'))
+            FROM assetclass.operation_skipped_row s
+            WHERE s.correction_id = {operation} AND s.reason <> 'already_restored'),
+           '{{}}'::int8multirange)
+
+-- name: standing_seqs
+-- What a correction has written and nobody but perhaps this rollback has put back yet.
+{changed_seqs}
+- coalesce((SELECT range_agg(part)
+            FROM assetclass.operation_undone u, unnest(u.seqs) part
+            WHERE u.correction_id = {operation} AND u.rollback_id IS DISTINCT FROM {except}),
+           '{{}}'::int8multirange)
+
+-- name: is_standing
+SELECT NOT isempty({standing_seqs})
+
+-- name: chosen
+SELECT m.seq, m.id, m.symbol, m."timestamp", m.asset_class, m.corrected_asset_class
+FROM {backup} m
+WHERE m.seq <@ (SELECT {standing_seqs}) AND {is_chosen}
+
+-- name: has_id
+m.id::text = ANY (%(row_ids)s)
+
+-- name: in_segments
+m.seq BETWEEN %(lowest_seq)s AND %(highest_seq)s AND m.seq <@ %(segments)s::int8multirange
+
+-- name: not_found_yet
+-- Neither planned, nor in conflict, nor found restored.
+NOT EXISTS (SELECT FROM {undo} u WHERE u.undone_seq = m.seq)
+AND NOT EXISTS (SELECT FROM assetclass.operation_conflict c
+                WHERE c.correction_id = %(correction_id)s AND c.seq = m.seq)
+AND NOT m.seq <@ (SELECT coalesce((SELECT u.seqs FROM assetclass.operation_undone u
+                                   WHERE u.correction_id = %(undone)s
+                                     AND u.rollback_id = %(correction_id)s),
+                                  '{{}}'::int8multirange))
+
+-- name: survey
+-- The chosen rows by the value that they get back, and whether some of them lack an id or a time.
+SELECT c.asset_class::text, count(*), bool_or(c.id IS NULL), bool_or(c."timestamp" IS NULL)
+FROM ({chosen}) c GROUP BY 1
+
+-- name: overlap
+-- Rows that a later correction changed too. A row without an id cannot be told from others.
+SELECT count(*)
+FROM ({chosen}) c
+JOIN (SELECT l.id, l.symbol, l."timestamp" FROM {later} l WHERE l.seq <@ (SELECT {later_seqs})) l
+  ON l.id = c.id AND l.symbol::text = c.symbol::text
+ AND l."timestamp" IS NOT DISTINCT FROM c."timestamp"
+
+-- name: same_row
+b.id = m.id AND b.symbol::text = m.symbol::text AND b."timestamp" = m."timestamp"
+
+-- name: same_row_with_nulls
+-- IS NOT DISTINCT FROM can drive no hash join; text can, and what looks alike is compared again.
+coalesce(b.id::text, '') = coalesce(m.id::text, '') AND b.id IS NOT DISTINCT FROM m.id
+AND b.symbol::text = m.symbol::text
+AND coalesce(b."timestamp"::text, '') = coalesce(m."timestamp"::text, '')
+AND b."timestamp" IS NOT DISTINCT FROM m."timestamp"
+
+-- name: in_pages
+m.ctid >= %(first_address)s::tid AND m.ctid < %(end_address)s::tid
+
+-- name: found
+-- Each chosen row is at one place at most: a key says so.
+found AS MATERIALIZED (SELECT * FROM candidates)
+
+-- name: found_among_alike
+-- Of rows alike in everything, the n-th chosen one takes the n-th that can be restored; then the
+-- rest of them those that are restored, and the rest of those what is left.
+planned AS MATERIALIZED (
+    SELECT c.* FROM (
+        SELECT c.*, dense_rank() OVER (PARTITION BY c.undone_seq ORDER BY c.address) AS place,
+               dense_rank() OVER (PARTITION BY c.address ORDER BY c.undone_seq) AS turn
+        FROM candidates c WHERE c.fate = 'planned') c
+    WHERE c.place = c.turn
+), restored AS MATERIALIZED (
+    SELECT c.* FROM (
+        SELECT c.*, dense_rank() OVER (PARTITION BY c.undone_seq ORDER BY c.address) AS place,
+               dense_rank() OVER (PARTITION BY c.address ORDER BY c.undone_seq) AS turn
+        FROM candidates c
+        WHERE c.fate = 'restored'
+          AND NOT EXISTS (SELECT FROM planned p WHERE p.undone_seq = c.undone_seq)
+          AND NOT EXISTS (SELECT FROM planned p WHERE p.address = c.address)) c
+    WHERE c.place = c.turn
+), settled AS MATERIALIZED (
+    SELECT * FROM planned UNION ALL SELECT * FROM restored
+), changed AS MATERIALIZED (
+    SELECT c.* FROM (
+        SELECT c.*, dense_rank() OVER (PARTITION BY c.undone_seq ORDER BY c.address) AS place,
+               dense_rank() OVER (PARTITION BY c.address ORDER BY c.undone_seq) AS turn
+        FROM candidates c
+        WHERE NOT EXISTS (SELECT FROM settled s WHERE s.undone_seq = c.undone_seq)
+          AND NOT EXISTS (SELECT FROM settled s WHERE s.address = c.address)) c
+    WHERE c.place = c.turn AND c.fate = 'changed'
+), found AS MATERIALIZED (
+    SELECT * FROM settled UNION ALL SELECT * FROM changed
+)
+
+-- name: add_chunk
+-- What the chosen rows hold now, as far as they stand on some pages of one leaf. Only a hash join is
+-- left to the planner (nested loops and merge joins are off in this transaction): its estimate of the
+-- chosen rows is poor, and look-ups by key would cost ten times as much. The rest is as in a
+-- correction's plan: several visits where many rows of a page are written, stripe by stripe, so that
+-- a visit finds in memory what the one before it has read.
+WITH candidates AS MATERIALIZED (
+    SELECT b.seq AS undone_seq, m.ctid AS address, b.id, b.symbol, b."timestamp",
+           m.asset_class AS class_now, b.asset_class AS class_before,
+           b.corrected_asset_class AS class_corrected,
+           CASE WHEN m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text THEN 'restored'
+                WHEN %(take_backup_value)s
+                     OR m.asset_class::text IS NOT DISTINCT FROM b.corrected_asset_class::text
+                THEN 'planned' ELSE 'changed' END AS fate
+    FROM {leaf} m JOIN ({chosen}) b ON {same_row}
+    WHERE {in_pages}
+), {found}, added AS (
+    INSERT INTO {undo} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
+                        source_table, source_address, undone_seq)
+    SELECT %(last_seq)s + row_number() OVER (
+               ORDER BY width_bucket(p.address, %(stripes)s::tid[]), mod(p.place, visits.number),
+                        p.place),
+           p.id, p.symbol, p."timestamp", p.class_now, p.class_before,
+           %(leaf)s::oid, p.address, p.undone_seq
+    FROM (SELECT f.*, row_number() OVER (ORDER BY f.address) AS place
+          FROM (SELECT undone_seq, address, id, symbol, "timestamp", class_now, class_before
+                FROM found WHERE fate = 'planned') f) p,
+         (SELECT CASE WHEN %(can_reuse_space)s AND count(*) >= %(visits)s::bigint * %(pages)s
+                      THEN %(visits)s ELSE 1 END AS number
+          FROM found WHERE fate = 'planned') visits
+    RETURNING seq
+), conflicts AS (
+    INSERT INTO assetclass.operation_conflict (correction_id, seq, id, symbol, "timestamp",
+        class_before, class_corrected, class_now, reason)
+    SELECT %(correction_id)s, f.undone_seq, f.id::text, f.symbol::text, f."timestamp"::text,
+           f.class_before::text, f.class_corrected::text, f.class_now::text, 'changed_by_others'
+    FROM found f WHERE f.fate = 'changed'
+)
+SELECT (SELECT count(*) FROM added), count(*),
+       range_agg(int8range(undone_seq, undone_seq, '[]'))::text
+FROM found WHERE fate = 'restored'
+
+-- name: add_rest
+-- Rows that the scan has not met: deleted, or moved while it ran. They are planned without an
+-- address, as what the correction wrote; the sweep looks for them by key.
+WITH added AS (
+    INSERT INTO {undo} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
+                        source_table, source_address, undone_seq)
+    SELECT %(last_seq)s + row_number() OVER (ORDER BY b.seq), b.id, b.symbol, b."timestamp",
+           b.corrected_asset_class, b.asset_class, 0, '(0,0)', b.seq
+    FROM ({chosen}) b
+    RETURNING seq
+)
+SELECT count(*) FROM added
+
+-- name: forget_plan
+-- A plan that is made anew judges every row anew.
+WITH conflicts AS (
+    DELETE FROM assetclass.operation_conflict WHERE correction_id = %(correction_id)s
+), undone AS (
+    DELETE FROM assetclass.operation_undone WHERE rollback_id = %(correction_id)s
+)
+UPDATE assetclass.operation SET already_restored = 0 WHERE correction_id = %(correction_id)s
+
+-- name: count_restored
+UPDATE assetclass.operation SET already_restored = already_restored + %(records)s
+WHERE correction_id = %(correction_id)s
+
+-- name: remember_undone
+INSERT INTO assetclass.operation_undone AS u (correction_id, rollback_id, seqs)
+VALUES (%(undone)s, %(correction_id)s, %(seqs)s::int8multirange)
+ON CONFLICT (correction_id, rollback_id) DO UPDATE SET seqs = u.seqs + excluded.seqs
+
+-- name: record_undone
+-- What a rollback has written, in the numbers of the correction's backup table.
+INSERT INTO assetclass.operation_undone AS old (correction_id, rollback_id, seqs)
+SELECT %(undone)s, %(correction_id)s, written.seqs
+FROM (SELECT range_agg(int8range(u.undone_seq, u.undone_seq, '[]')) AS seqs
+      FROM {undo} u WHERE u.seq <@ (SELECT {changed_seqs})) written
+WHERE written.seqs IS NOT NULL
+ON CONFLICT (correction_id, rollback_id) DO UPDATE SET seqs = old.seqs + excluded.seqs
+
+-- name: mark_rolled_back
+-- Undone is a correction of whose rows none holds its class any more: each is restored, or somebody
+-- else changed or deleted it. Rows that were locked or refused still stand.
+UPDATE assetclass.operation SET rolled_back_by = %(correction_id)s
+WHERE correction_id = %(undone)s AND rolled_back_by IS NULL
+  AND isempty({standing_seqs} - coalesce(
+      (SELECT range_agg(int8range(c.seq, c.seq, '[]'))
+       FROM assetclass.operation_conflict c JOIN assetclass.operation o USING (correction_id)
+       WHERE o.rollback_of = %(undone)s AND NOT o.dry_run), '{{}}'::int8multirange))
+
+-- name: left_rows
+-- Planned rows that were not found as planned, and whose end may be known better by now.
+SELECT seq FROM assetclass.operation_skipped_row
+WHERE correction_id = %(correction_id)s AND seq > %(after)s
+  AND reason IN ('moved_or_changed', 'changed_by_others', 'deleted', 'already_restored')
+ORDER BY seq LIMIT %(most)s
+
+-- name: unfound_rows
+SELECT seq FROM {undo} WHERE source_table = 0 AND seq > %(after)s ORDER BY seq LIMIT %(most)s
+
+-- name: holds_now
+-- What stands under the keys of planned rows in one table; alike rows answer for each other.
+WITH {wanted}
+SELECT w.seq, w.id IS NULL, m.asset_class::text, {value}, {as_corrected}
+FROM wanted w CROSS JOIN {leaf} m
+WHERE {restricted} AND {same_row}
+
+-- name: forget_conflicts
+-- Of planned rows: an earlier try may have judged them otherwise.
+DELETE FROM assetclass.operation_conflict c USING {undo} u
+WHERE c.correction_id = %(correction_id)s AND u.undone_seq = c.seq
+
+-- name: record_conflicts
+INSERT INTO assetclass.operation_conflict (correction_id, seq, id, symbol, "timestamp",
+    class_before, class_corrected, class_now, reason)
+SELECT %(correction_id)s, b.seq, b.id::text, b.symbol::text, b."timestamp"::text,
+       b.asset_class::text, b.corrected_asset_class::text, l.class_now, %(reason)s
+FROM unnest(%(seqs)s::bigint[], %(classes_now)s::text[]) AS l (seq, class_now)
+JOIN {undo} u ON u.seq = l.seq
+JOIN {backup} b ON b.seq = u.undone_seq
+ON CONFLICT (correction_id, seq) DO UPDATE
+SET class_now = excluded.class_now, reason = excluded.reason
+
+-- name: unplan
+-- Of a dry run, which has no ledger: rows that a rollback would leave.
+WITH gone AS (DELETE FROM {undo} WHERE seq = ANY (%(seqs)s::bigint[]) RETURNING undone_seq)
+SELECT count(*) FROM gone
+
+-- name: effect
+-- Rows that would change, by the value they hold, the one they get, and the class of their symbol.
+SELECT u.asset_class::text, u.corrected_asset_class::text, mapping.asset_class, count(*)
+FROM {undo} u LEFT JOIN ({mapping}) mapping ON mapping.ticker = u.symbol::text COLLATE "C"
+GROUP BY 1, 2, 3
+
+-- name: null_refused
+-- Leaves whose column takes no NULL any more, by a constraint of its own or of its type.
+SELECT n.nspname || '.' || c.relname
+FROM pg_attribute a
+JOIN pg_class c ON c.oid = a.attrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = ANY (%(leaves)s::oid[]) AND a.attname = 'asset_class'
+  AND (a.attnotnull OR t.typnotnull)
+ORDER BY 1
+
+-- name: table_pages
+SELECT (pg_relation_size(c.oid) / current_setting('block_size')::integer)::bigint
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(table)s
+
+-- name: judged
+-- Rows that the plan's scan has put elsewhere: found restored, and found changed.
+SELECT o.already_restored, (SELECT count(*) FROM assetclass.operation_conflict c
+                            WHERE c.correction_id = o.correction_id)
+FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s

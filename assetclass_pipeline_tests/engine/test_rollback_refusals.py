@@ -1,0 +1,255 @@
+"""What cannot be rolled back is refused before anything is written, with the way on."""
+
+from collections.abc import Callable
+from typing import Any, LiteralString, NamedTuple
+from uuid import uuid4
+
+import pytest
+from psycopg import sql
+
+from assetclass_pipeline.errors import (
+    AlreadyRolledBackError,
+    AssetClassError,
+    BackupExpiredError,
+    CorrectionFailedError,
+    InvalidOptionsError,
+    LaterCorrectionError,
+    NotUndoableError,
+    OperationInProgressError,
+    OperationNotFoundError,
+    OperationStateError,
+    PreflightRefusedError,
+)
+from assetclass_pipeline_tests.engine.conftest import MakeMarket
+from assetclass_pipeline_tests.engine.runs import (
+    broken_at,
+    correct_now,
+    operation_of,
+    plan_now,
+    request_of,
+    undo_now,
+    undo_request_of,
+)
+from assetclass_pipeline_tests.market import Market
+
+
+class Refused(NamedTuple):
+    """What to set up (returns whom to roll back), the error, and what its message must hold."""
+
+    set_up: Callable[[Market], str]
+    error: type[AssetClassError]
+    words: tuple[str, ...]
+
+
+def _corrected(market: Market, **options: Any) -> str:
+    return correct_now(market, **options).correction_id
+
+
+def _unknown(_: Market) -> str:
+    return str(uuid4())
+
+
+def _no_id(_: Market) -> str:
+    return "yesterday's"
+
+
+def _dry_run(market: Market) -> str:
+    return _corrected(market, dry_run=True)
+
+
+def _no_backup(market: Market) -> str:
+    return _corrected(market, create_backup=False)
+
+
+def _nothing_changed(market: Market) -> str:
+    _corrected(market)
+    return _corrected(market)
+
+
+def _only_planned(market: Market) -> str:
+    return plan_now(market, request_of()).correction_id
+
+
+def _active(market: Market) -> str:
+    return plan_now(market, request_of(), park=False).correction_id
+
+
+def _own_rollback(market: Market) -> str:
+    return undo_now(market, _corrected(market)).correction_id
+
+
+def _done_before(market: Market) -> str:
+    correction = _corrected(market)
+    undo_now(market, correction)
+    return correction
+
+
+def _dropped_by_us(market: Market) -> str:
+    correction = correct_now(market)
+    market.execute(
+        "INSERT INTO assetclass.backup (correction_id, schema_name, table_name, expires_at,"
+        " dropped_at, dropped_by, drop_reason)"
+        " VALUES (%s, 'public', %s, now(), '2026-05-06 07:08:09+00', 'schedule', 'expired')"
+        " ON CONFLICT (correction_id) DO UPDATE SET dropped_at = excluded.dropped_at,"
+        " dropped_by = excluded.dropped_by, drop_reason = excluded.drop_reason",
+        values=(correction.correction_id, correction.backup_table),
+    )
+    market.execute("DROP TABLE {}", sql.Identifier("public", str(correction.backup_table)))
+    return correction.correction_id
+
+
+def _dropped_by_hand(market: Market) -> str:
+    correction = correct_now(market)
+    market.execute("DROP TABLE {}", sql.Identifier("public", str(correction.backup_table)))
+    return correction.correction_id
+
+
+def _damage_again(market: Market, where: LiteralString) -> None:
+    market.execute(
+        "UPDATE {} SET asset_class = NULL WHERE {}",
+        market.market_identifier,
+        sql.SQL(where),
+    )
+
+
+def _changed_again(market: Market) -> str:
+    first = _corrected(market)
+    _damage_again(market, "id <= 7")
+    _corrected(market)
+    return first
+
+
+REFUSALS = {
+    "unknown": Refused(_unknown, OperationNotFoundError, ("assetclass status",)),
+    "no id": Refused(_no_id, OperationNotFoundError, ("yesterday",)),
+    "dry run": Refused(_dry_run, NotUndoableError, ("dry run",)),
+    "no backup": Refused(_no_backup, NotUndoableError, ("createBackup",)),
+    "nothing changed": Refused(_nothing_changed, NotUndoableError, ("changed no rows",)),
+    "only planned": Refused(_only_planned, NotUndoableError, ("changed no rows",)),
+    "active": Refused(_active, OperationInProgressError, ("cancel it",)),
+    "a rollback": Refused(_own_rollback, NotUndoableError, ("run a new correction",)),
+    "done before": Refused(_done_before, AlreadyRolledBackError, ("run a new correction",)),
+    "dropped by us": Refused(
+        _dropped_by_us, BackupExpiredError, ("2026-05-06 07:08", "schedule", "expired")
+    ),
+    "dropped by hand": Refused(_dropped_by_hand, BackupExpiredError, ("somebody dropped",)),
+    "changed again": Refused(_changed_again, LaterCorrectionError, ("7 of the same rows",)),
+}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refused_before_anything_is_written(market: Market, name: str, dry_run: bool) -> None:
+    refused = REFUSALS[name]
+    undone = refused.set_up(market.fill(30))
+    everything = _everything(market)
+
+    with pytest.raises(refused.error) as raised:
+        undo_now(market, undone, dry_run=dry_run)
+
+    for words in refused.words:
+        assert words in str(raised.value)
+    assert _everything(market) == everything
+
+
+def _everything(market: Market) -> list[object]:
+    operations = market.rows("SELECT o::text FROM assetclass.operation o ORDER BY 1")
+    return [operations, market.versions(), market.backup_tables(), market.rollback_tables()]
+
+
+def test_a_rollbacks_own_id_names_the_corrections(market: Market) -> None:
+    correction = _corrected(market.fill(10))
+    rollback = undo_now(market, correction)
+    with pytest.raises(NotUndoableError, match=correction):
+        undo_now(market, rollback)
+
+
+def test_the_later_correction_is_named_and_once_undone_stands_in_no_way(market: Market) -> None:
+    first = _corrected(market.fill(30))
+    _damage_again(market, "id <= 7")
+    second = correct_now(market)
+    _damage_again(market, "id = 30")
+    third = _corrected(market)
+    with pytest.raises(LaterCorrectionError) as raised:
+        undo_now(market, first)
+    assert raised.value.correction_id == third
+    # Of rows that it did not change, the rest may be put back.
+    assert undo_now(market, first, row_ids=["20"]).records_restored == 1
+    undo_now(market, third)
+    undo_now(market, second)
+    assert undo_now(market, first).records_restored == 29
+    assert set(market.classes().values()) == {None}
+
+
+def test_later_ones_that_changed_nothing_of_it_stand_in_no_way(market: Market) -> None:
+    first = _corrected(market.fill(30, missing_every=3))
+    _corrected(market, dry_run=True, overwrite_existing_values=True)
+    _corrected(market)
+    _damage_again(market, "id % 3 <> 0")
+    _corrected(market)
+    assert undo_now(market, first).records_restored == 10
+
+
+def test_a_later_correction_without_backup_leaves_conflicts(market: Market) -> None:
+    market.fill(10, symbols=2)
+    first = _corrected(market)
+    market.execute("UPDATE symbols SET asset_class = 'NEW' WHERE ticker = 'S1'")
+    _corrected(market, overwrite_existing_values=True, create_backup=False)
+    rollback = undo_now(market, first)
+    assert (rollback.records_restored, rollback.records_conflicting) == (5, 5)
+
+
+def test_a_month_out_of_the_calendar_is_named(market: Market) -> None:
+    correction = _corrected(market.fill(10))
+    with pytest.raises(InvalidOptionsError, match="1987-05-01"):
+        undo_now(market, correction, partitions=["1987-05-01"])
+
+
+def test_a_correction_that_was_rolled_back_does_not_go_on(market: Market) -> None:
+    request = request_of(workers=1)
+    with broken_at(market.fill(100), 50), pytest.raises(CorrectionFailedError):
+        correct_now(market, request)
+    done = operation_of(market, request.correction_id).records_corrected
+    assert 0 < done < 100
+    rollback = undo_now(market, request.correction_id)
+    assert rollback.records_restored == done
+    with pytest.raises(OperationStateError, match=rollback.correction_id):
+        correct_now(market, request)
+
+
+class TestHarm:
+    def test_null_where_the_column_takes_none_any_more(self, market: Market) -> None:
+        correction = _corrected(market.fill(10))
+        market.execute("ALTER TABLE {} ALTER asset_class SET NOT NULL", market.market_identifier)
+        everything = _everything(market)
+        with pytest.raises(PreflightRefusedError, match="takes no NULL any more"):
+            undo_now(market, correction)
+        assert _everything(market) == everything
+
+    def test_a_class_that_a_check_forbids_by_now(self, market: Market) -> None:
+        market.list_symbols(("AAPL", "STOCK"))
+        market.fill(10).execute("UPDATE {} SET asset_class = 'OLD'", market.market_identifier)
+        correction = _corrected(market, overwrite_existing_values=True)
+        market.execute("ALTER TABLE {} ADD CHECK (asset_class <> 'OLD')", market.market_identifier)
+        with pytest.raises(PreflightRefusedError, match="OLD"):
+            undo_now(market, correction)
+        # A dry run tells it.
+        told = undo_now(market, correction, dry_run=True).preflight
+        assert told is not None
+        assert "CHECK" in str(told["findings"])
+
+    def test_a_publication_that_would_carry_the_plan(self, make_market: MakeMarket) -> None:
+        market = make_market()
+        correction = _corrected(market.fill(10))
+        market.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+        with pytest.raises(PreflightRefusedError, match="ASSETCLASS_BACKUP_IN_PUBLICATION"):
+            undo_now(market, correction)
+
+
+def test_only_the_same_rollback_is_resumed(market: Market) -> None:
+    market.fill(10)
+    first = _corrected(market)
+    _damage_again(market, "id <= 5")
+    request = undo_request_of(first)
+    with pytest.raises(OperationStateError, match="is a correction"):
+        undo_now(market, type(request)(first, first, request.options))
