@@ -4,7 +4,6 @@ Belongs here: reading tags and ids of a run. Does not: the operation itself.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
@@ -64,13 +63,13 @@ def request_of(
 ) -> CorrectionRequest:
     """The correction that this run carries out: a new one, or the one that its parent left."""
     months = context.partition_key_range
-    correction_id, retry_of = _operation_of(context.run, connection, settings)
+    correction_id, retry_of = operation_of(context.run, connection, settings)
     tags = context.run.tags
     return CorrectionRequest(
         correction_id=correction_id,
         options=options,
         scope=calendar.range_of(months.start, months.end),
-        requested_by=_requester(tags),
+        requested_by=requester_of(context.run),
         reason=tags.get(REASON_TAG),
         ticket=tags.get(TICKET_TAG),
         run_id=context.run.run_id,
@@ -114,24 +113,29 @@ def describe_progress(operation: Operation) -> str:
     return f"{line}. Waits: {' '.join(operation.throttle)}" if operation.throttle else line
 
 
-def _operation_of(
+def operation_of(
     run: dg.DagsterRun, connection: Connection[TupleRow], settings: Settings
 ) -> tuple[str, str | None]:
+    """Which operation a run works on: (correctionId, retryOf).
+
+    That of its root run, or the one that its tags name, while that can go on; else one of its own.
+    """
     # A parent may have worked on the operation of a run before it: ask what it did, not its name.
     parent = run.parent_run_id and operation_of_run(connection, settings, run.parent_run_id)
     root = parent or run.tags.get(RESUME_TAG) or run.root_run_id or run.run_id
     return resume_or_new_id(connection, settings, root, run.run_id)
 
 
+def requester_of(run: dg.DagsterRun) -> str:
+    """Who launched a run."""
+    if user := run.tags.get(USER_TAG):
+        return user
+    if schedule := run.tags.get("dagster/schedule_name"):
+        return f"schedule {schedule}"
+    return "dagster"
+
+
 def _window_end(run: dg.DagsterRun) -> datetime | None:
     # Re-executed by hand, it inherits the tag of a night that is over.
     said = None if run.parent_run_id else run.tags.get(STOP_AT_TAG)
     return datetime.fromisoformat(said) if said else None
-
-
-def _requester(tags: Mapping[str, str]) -> str:
-    if user := tags.get(USER_TAG):
-        return user
-    if schedule := tags.get("dagster/schedule_name"):
-        return f"schedule {schedule}"
-    return "dagster"
