@@ -22,6 +22,7 @@ from assetclass_pipeline.defs.resources import (
     calendar_resource,
     database_resource,
 )
+from assetclass_pipeline.defs.rollback import rollback_job
 from assetclass_pipeline.defs.schedules import (
     daily_data_quality_schedule,
     nightly_correction_schedule,
@@ -53,7 +54,7 @@ def build_defs(
             quality_report_asset(settings),
         ],
         asset_checks=[reference_is_sound],
-        jobs=[correction_job, data_quality_job],
+        jobs=[correction_job, data_quality_job, rollback_job],
         schedules=[nightly_correction_schedule(settings), daily_data_quality_schedule(settings)],
         resources={
             DATABASE: database_resource(settings),

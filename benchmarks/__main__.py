@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from assetclass_pipeline.database.embedded import exit_on_termination
-from benchmarks import analysis, baselines, concurrency, correction, growth, storage
+from benchmarks import analysis, baselines, concurrency, correction, growth, storage, undo
 from benchmarks.bench import Bench
 from benchmarks.databases import databases
 from benchmarks.measures import Findings, Progress, table
@@ -16,6 +16,7 @@ from benchmarks.measures import Findings, Progress, table
 # The largest template comes last, and is dropped at once.
 GROUPS: dict[str, Callable[[Bench], Findings]] = {
     "correction": correction.measure,
+    "undo": undo.measure,
     "storage": storage.measure,
     "analysis": analysis.measure,
     "baselines": baselines.measure,

@@ -11,8 +11,7 @@ import psycopg
 from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect
-from assetclass_pipeline.database.market_tables import inspect_market_tables
-from assetclass_pipeline.engine.backups import verify_backup
+from assetclass_pipeline.engine.backup_verification import verify_backup
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
 from assetclass_pipeline.engine.row_history import row_history
 from assetclass_pipeline.model.operation import Status
@@ -131,19 +130,15 @@ def _measure_looks(bench: Bench, corrected: _Corrected) -> list[Measure]:
     with bench.databases.clone(corrected.template) as dsn:
         settings = settings_for(dsn)
         with connect(dsn, settings, purpose="benchmark") as connection:
-            tables = inspect_market_tables(connection, settings, for_writing=False)
             join = sql.SQL(_JOIN).format(backup=corrected.backup)
             joining = median_seconds(lambda: connection.execute(join).fetchone(), _TIMES)
             verifying = median_seconds(
-                lambda: verify_backup(connection, tables, settings, corrected.correction_id),
-                _TIMES,
+                lambda: verify_backup(connection, settings, corrected.correction_id), _TIMES
             )
             chosen = sql.SQL("SELECT id::text FROM {} ORDER BY seq").format(corrected.backup)
             ids = [row[0] for row in connection.execute(chosen).fetchall()]
             some = iter(random.Random(1).sample(ids, min(len(ids), 100)))  # noqa: S311 - no secret
-            asking = median_seconds(
-                lambda: row_history(connection, tables, settings, next(some)), _TIMES
-            )
+            asking = median_seconds(lambda: row_history(connection, settings, next(some)), _TIMES)
     return [
         limited_ratio(
             f"verify of a backup, {corrected.damaged:,} rows, against count(*) of its join",

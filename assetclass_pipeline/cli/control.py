@@ -6,7 +6,7 @@ Belongs here: parsing, writing the wish down, printing what became of it. Does n
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import psycopg
 import typer
@@ -14,7 +14,11 @@ from psycopg.rows import TupleRow
 from pydantic import ValidationError
 
 from assetclass_pipeline.cli import presentation
-from assetclass_pipeline.cli.correction import end_run, run_when_free
+from assetclass_pipeline.cli.through_dagster import (
+    correct_when_free,
+    end_run,
+    roll_back_when_free,
+)
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
@@ -28,10 +32,15 @@ from assetclass_pipeline.engine.control import (
 from assetclass_pipeline.engine.control import tune as tune_operation
 from assetclass_pipeline.engine.operations import Unfinished, get_operation, scope_of
 from assetclass_pipeline.errors import InvalidOptionsError, OperationInProgressError
+from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import RESUMABLE, Operation
 from assetclass_pipeline.model.options import CorrectionOptions, Pace, describe_problems
+from assetclass_pipeline.model.rollback import RollbackOptions
 from assetclass_pipeline.model.tuning import Tuning
 from assetclass_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from assetclass_pipeline.cli.operation_run import OperationRun
 
 OperationId = Annotated[
     str | None, typer.Argument(help="The operation; without it, the active one.", metavar="ID")
@@ -80,11 +89,26 @@ def resume(correction_id: OperationId = None, as_json: AsJson = False) -> None:
         named = named_or_active(connection, settings, correction_id)
         operation = get_operation(connection, settings, named)
         if operation.status in RESUMABLE:
-            left = Unfinished(named, scope_of(connection, settings, named))
-            options = CorrectionOptions.model_validate(operation.options)
-            end_run(run_when_free(dsn, settings, options, resume=left), as_json=as_json)
+            scope = scope_of(connection, settings, named)
+            end_run(_go_on(dsn, settings, operation, scope), as_json=as_json)
             return
     _ask(ask_to_resume, named, "It goes on.", as_json=as_json)
+
+
+def _go_on(dsn: str, settings: Settings, left: Operation, scope: TimeRange) -> "OperationRun":
+    """A run that finishes an operation which was cut off, as it was asked for."""
+    if left.rollback_of is None:
+        correction = CorrectionOptions.model_validate(left.options)
+        unfinished = Unfinished(left.correction_id, scope)
+        return correct_when_free(dsn, settings, correction, resume=unfinished)
+    return roll_back_when_free(
+        dsn,
+        settings,
+        left.rollback_of,
+        RollbackOptions.model_validate(left.options),
+        reason=left.reason or "",
+        resume=left.correction_id,
+    )
 
 
 def tune(

@@ -1,39 +1,30 @@
 """`assetclass analyze | preview | execute | validate | status`.
 
 Belongs here: parsing, calling the engine, printing what it answers. Does not: how that looks
-(presentation), and how a Dagster run is made (correction_run).
+(presentation), and how a run through Dagster ends (through_dagster).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import psycopg
 import typer
 from psycopg.rows import TupleRow
 
-from assetclass_pipeline.cli import presentation
-from assetclass_pipeline.cli.exit_status import FAILED, INTERRUPTED, THRESHOLDS_NOT_MET
+from assetclass_pipeline.cli import operation_presentation, presentation
+from assetclass_pipeline.cli.exit_status import THRESHOLDS_NOT_MET
 from assetclass_pipeline.cli.flags import Chosen, correction_options, with_correction_flags
-from assetclass_pipeline.cli.user import this_user
+from assetclass_pipeline.cli.through_dagster import correct_when_free, end_run, print_operation
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.engine.analysis import analyse
-from assetclass_pipeline.engine.audit import Asker, refusals_recorded
-from assetclass_pipeline.engine.claiming import refuse_while_active
-from assetclass_pipeline.engine.operations import Unfinished, get_operation, operation_status
+from assetclass_pipeline.engine.operations import get_operation, operation_status
 from assetclass_pipeline.engine.preview import preview as preview_correction
 from assetclass_pipeline.engine.validation import validate as validate_rows
-from assetclass_pipeline.errors import CorrectionFailedError
-from assetclass_pipeline.model.audit import Action
-from assetclass_pipeline.model.operation import RESUMABLE, Operation
-from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from assetclass_pipeline.cli.correction_run import CorrectionRun
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")
@@ -114,13 +105,13 @@ def status(
         schema.require_schema(connection)
         if correction_id is not None:
             operation = get_operation(connection, settings, correction_id)
-            _print_operation(operation, as_json=as_json)
+            print_operation(operation, as_json=as_json)
             return
         found = operation_status(connection, settings, include_all=include_all)
     if as_json:
         presentation.print_model(found)
     else:
-        presentation.show_status(presentation.for_people(), found)
+        operation_presentation.show_status(presentation.for_people(), found)
 
 
 @with_correction_flags
@@ -145,83 +136,5 @@ def execute(
     with open_database(settings) as dsn:
         if settings.database_url is None:
             schema.upgrade(dsn, settings)
-        run = run_when_free(dsn, settings, options, reason=reason, ticket=ticket)
+        run = correct_when_free(dsn, settings, options, reason=reason, ticket=ticket)
     end_run(run, as_json=as_json)
-
-
-def run_when_free(
-    dsn: str,
-    settings: Settings,
-    options: CorrectionOptions,
-    *,
-    reason: str | None = None,
-    ticket: str | None = None,
-    resume: Unfinished | None = None,
-) -> "CorrectionRun":
-    """Run a correction through Dagster, a new one or the one to resume.
-
-    Raises OperationInProgressError while another operation is active, and MarketTablesError.
-    """
-    asker = Asker(this_user(), reason, ticket, resume.correction_id if resume else None)
-    with refusals_recorded(dsn, settings, asker, Action.CLAIM_OPERATION):
-        _refuse_what_cannot_run(dsn, settings, options)
-    # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
-    from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
-
-    run = run_correction(dsn, settings, options, reason=reason, ticket=ticket, resume=resume)
-    if not run.worked:
-        # Somebody else may have been quicker between our look and the run's claim.
-        _refuse_what_cannot_run(dsn, settings, options)
-    return run
-
-
-def _refuse_what_cannot_run(dsn: str, settings: Settings, options: CorrectionOptions) -> None:
-    with connect(dsn, settings, purpose="execute") as connection:
-        schema.require_schema(connection)
-        inspect_market_tables(connection, settings, for_writing=not options.dry_run)
-        refuse_while_active(connection, settings)
-
-
-def end_run(run: "CorrectionRun", *, as_json: bool) -> None:
-    """Print the operation and what else is to be said; raise what the exit status needs."""
-    operation = run.operation
-    if operation is not None:
-        _print_operation(operation, as_json=as_json)
-    if run.cancelled:
-        presentation.aside().print(_stopped(run), style="yellow", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
-    if run.succeeded:
-        return
-    message = f"Dagster run {run.run_id} failed: {run.failure}"
-    if operation is None:
-        raise CorrectionFailedError(message)
-    presentation.show_error(message)
-    if _is_half_done(operation):
-        presentation.aside().print(_goes_on(operation), style="yellow", soft_wrap=True)
-    raise typer.Exit(FAILED)
-
-
-def _is_half_done(operation: Operation) -> bool:
-    return bool(operation.records_planned) and operation.status in RESUMABLE
-
-
-def _goes_on(operation: Operation) -> str:
-    return f"`assetclass resume {operation.correction_id}` goes on where it stopped."
-
-
-def _stopped(run: "CorrectionRun") -> str:
-    operation = run.operation
-    if operation is None or not operation.records_planned:
-        return "Stopped before any row was changed. `assetclass execute` starts again."
-    return (
-        f"Stopped between two batches: {operation.records_corrected:,} of "
-        f"{operation.records_planned:,} rows are corrected and stay so. {_goes_on(operation)} "
-        "`assetclass execute` corrects the rest as a new operation."
-    )
-
-
-def _print_operation(operation: Operation, *, as_json: bool) -> None:
-    if as_json:
-        presentation.print_model(operation)
-    else:
-        presentation.show_operation(presentation.for_people(), operation)

@@ -34,7 +34,7 @@ from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from assetclass_pipeline.cli.correction_run import CorrectionRun
+    from assetclass_pipeline.cli.operation_run import OperationRun
 
 # The guide's advice for more than 100,000 records.
 _OPTIONS = CorrectionOptions(batch_size=5000)
@@ -143,7 +143,7 @@ def _correct(
             reference = check_reference(connection, tables, settings)
         steps.say("Starting Dagster")
         # Here, not above: Dagster takes seconds to import, in which this step should be seen.
-        from assetclass_pipeline.cli.correction_run import run_correction  # noqa: PLC0415
+        from assetclass_pipeline.cli.operation_run import run_correction  # noqa: PLC0415
     run = run_correction(dsn, settings, _OPTIONS, reason="assetclass demo")
     _require_success(run)
     with steps.shown(), connect(dsn, settings, purpose="demo") as connection:
@@ -165,7 +165,7 @@ def _correct(
     )
 
 
-def _require_success(run: "CorrectionRun") -> None:
+def _require_success(run: "OperationRun") -> None:
     if run.cancelled:
         presentation.aside().print(
             "Stopped between two batches. `assetclass demo` begins anew.", style="yellow"

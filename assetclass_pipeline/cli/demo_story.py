@@ -15,9 +15,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from assetclass_pipeline.cli.operation_presentation import changes_table
 from assetclass_pipeline.cli.presentation import (
     SCORE_NAMES,
-    changes_table,
     count,
     duration,
     scores_table,
@@ -33,7 +33,7 @@ from assetclass_pipeline.model.validation import Validation
 from assetclass_pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from assetclass_pipeline.cli.correction_run import CheckOutcome, CorrectionRun
+    from assetclass_pipeline.cli.operation_run import CheckOutcome, OperationRun
 
 _MOST_NAMES = 7
 
@@ -46,7 +46,7 @@ class Story:
     loaded: LoadedDemo
     before: IntegrityReport
     reference: ReferenceReport
-    run: "CorrectionRun"
+    run: "OperationRun"
     validation: Validation
     after: IntegrityReport
     mismatches: list[Change]

@@ -1,7 +1,7 @@
-"""The flags of preview and execute: one for each option of a correction.
+"""The flags of preview, execute and rollback: one for each option.
 
 Belongs here: names of flags and what their values become. Does not: limits and defaults, which are
-model.options' and whose descriptions the help page shows.
+the model's and whose descriptions the help page shows.
 """
 
 import inspect
@@ -11,9 +11,11 @@ from functools import wraps
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from pydantic import BaseModel
 
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.options import CorrectionOptions, Pace, parse_options
+from assetclass_pipeline.model.rollback import RollbackOptions, parse_rollback_options
 
 
 class _Flag(NamedTuple):
@@ -24,9 +26,13 @@ class _Flag(NamedTuple):
     metavar: str | None = None
 
 
-_FLAGS = {
+_PACING = {
     "batch_size": _Flag("--batch-size", int),
     "pace": _Flag("--pace", Pace),
+    "timeout": _Flag("--timeout", str, "HH:MM:SS"),
+    "workers": _Flag("--workers", int),
+}
+_CORRECTION = {
     "max_records_to_process": _Flag("--max-records", int),
     "create_backup": _Flag("--backup/--no-backup", bool),
     "target_symbols": _Flag("--target-symbol", list[str], "SYMBOL"),
@@ -34,32 +40,53 @@ _FLAGS = {
     "overwrite_existing_values": _Flag("--overwrite-existing", bool),
     "validate_after_each_batch": _Flag("--validate-batches/--no-validate-batches", bool),
     "dry_run": _Flag("--dry-run", bool),
-    "timeout": _Flag("--timeout", str, "HH:MM:SS"),
-    "workers": _Flag("--workers", int),
+    **_PACING,
 }
+_ROLLBACK = {
+    "dry_run": _Flag("--dry-run", bool),
+    "target_symbols": _Flag("--target-symbol", list[str], "SYMBOL"),
+    "partitions": _Flag("--partition", list[str], "YYYY-MM-01"),
+    "row_ids": _Flag("--row-id", list[str], "ID"),
+    "take_backup_value": _Flag("--take-backup-value", bool),
+    "validate_after_rollback": _Flag("--validate/--no-validate", bool),
+    **_PACING,
+}
+
+_Flags = Mapping[str, _Flag]
+_Command = Callable[..., None]
 
 Chosen = Mapping[str, object]
 """Options by field name, only those that were given."""
 
 
-def with_correction_flags(command: Callable[..., None]) -> Callable[..., None]:
+def with_correction_flags(command: _Command) -> _Command:
     """Give a command every flag of a correction; it gets them as `chosen`."""
+    return _with_flags(command, _CORRECTION, CorrectionOptions)
+
+
+def with_rollback_flags(command: _Command) -> _Command:
+    """Give a command every flag of a rollback; it gets them as `chosen`."""
+    return _with_flags(command, _ROLLBACK, RollbackOptions)
+
+
+def _with_flags(command: _Command, flags: _Flags, model: type[BaseModel]) -> _Command:
     signature = inspect.signature(command)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "chosen"]
 
     @wraps(command)
     def with_flags(**values: object) -> None:
-        chosen = {name: values.pop(name) for name in _FLAGS}
+        chosen = {name: values.pop(name) for name in flags}
         given = {name: value for name, value in chosen.items() if value not in (None, [])}
         command(chosen=given, **values)
 
-    flags = [_parameter(name, flag) for name, flag in _FLAGS.items()]
-    with_flags.__signature__ = signature.replace(parameters=[*flags, *own])  # type: ignore[attr-defined]
+    options = [_parameter(name, flag, model) for name, flag in flags.items()]
+    with_flags.__signature__ = signature.replace(parameters=[*options, *own])  # type: ignore[attr-defined]
     return with_flags
 
 
-def _parameter(name: str, flag: _Flag) -> inspect.Parameter:
-    option = typer.Option(flag.names, help=_help(name), metavar=flag.metavar, show_default=False)
+def _parameter(name: str, flag: _Flag, model: type[BaseModel]) -> inspect.Parameter:
+    said = _help(name, model)
+    option = typer.Option(flag.names, help=said, metavar=flag.metavar, show_default=False)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -68,11 +95,11 @@ def _parameter(name: str, flag: _Flag) -> inspect.Parameter:
     )
 
 
-def _help(name: str) -> str:
-    field = CorrectionOptions.model_fields[name]
+def _help(name: str, model: type[BaseModel]) -> str:
+    field = model.model_fields[name]
     described = (field.description or name).replace('"', "")
     sentence = described[0].upper() + described[1:]
-    if name in {"batch_size", "pace"}:
+    if name == "pace":
         sentence += f" ({field.get_default()})"
     return f"{sentence}."
 
@@ -83,18 +110,30 @@ def correction_options(chosen: Chosen) -> CorrectionOptions:
         raise InvalidOptionsError(
             "--only-missing and --overwrite-existing contradict each other: leave one of them out."
         )
-    by_alias = {
-        CorrectionOptions.model_fields[name].alias or name: value for name, value in chosen.items()
-    }
     try:
-        return parse_options(by_alias)
+        return parse_options(_by_alias(chosen, CorrectionOptions))
     except InvalidOptionsError as error:
-        raise InvalidOptionsError(_name_flags(str(error))) from None
+        raise _naming_flags(error, _CORRECTION, CorrectionOptions) from None
 
 
-def _name_flags(message: str) -> str:
-    """The message with flags in place of the API's field names."""
-    for name, flag in _FLAGS.items():
-        alias = CorrectionOptions.model_fields[name].alias or name
+def rollback_options(chosen: Chosen) -> RollbackOptions:
+    """The options that were chosen. Raises InvalidOptionsError naming flags and their limits."""
+    try:
+        return parse_rollback_options(_by_alias(chosen, RollbackOptions))
+    except InvalidOptionsError as error:
+        raise _naming_flags(error, _ROLLBACK, RollbackOptions) from None
+
+
+def _by_alias(chosen: Chosen, model: type[BaseModel]) -> dict[str, object]:
+    return {model.model_fields[name].alias or name: value for name, value in chosen.items()}
+
+
+def _naming_flags(
+    error: InvalidOptionsError, flags: _Flags, model: type[BaseModel]
+) -> InvalidOptionsError:
+    """The error with flags in place of the API's field names."""
+    message = str(error)
+    for name, flag in flags.items():
+        alias = model.model_fields[name].alias or name
         message = re.sub(rf"\b{alias}\b", flag.names.split("/", maxsplit=1)[0], message)
-    return f"Options cannot be used: {message}."
+    return InvalidOptionsError(f"Options cannot be used: {message}.")

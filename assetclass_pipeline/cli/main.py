@@ -54,6 +54,9 @@ COMMANDS = {
     "execute": _Place(
         f"{_ROOM}.correction", "execute", "Correct the rows through Dagster's correction_job."
     ),
+    "rollback": _Place(
+        f"{_ROOM}.rollback", "rollback", "Undo a correction through Dagster's rollback_job."
+    ),
     "validate": _Place(
         f"{_ROOM}.correction",
         "validate",

@@ -1,4 +1,4 @@
-"""Progress of a correction that runs in this process, as a bar or as lines.
+"""Progress of an operation that runs in this process, as a bar or as lines.
 
 Belongs here: watching the operation on a connection of its own. Does not: running it.
 """
@@ -18,7 +18,7 @@ from assetclass_pipeline.cli.presentation import aside, count, duration
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.operations import get_operation
 from assetclass_pipeline.errors import AssetClassError
-from assetclass_pipeline.model.operation import RESUMABLE, Operation, Phase, Status
+from assetclass_pipeline.model.operation import RESUMABLE, Kind, Operation, Phase, Status
 from assetclass_pipeline.settings import Settings
 
 _INTERVAL = 0.5
@@ -32,6 +32,11 @@ _WORDS = {
     Phase.SWEEPING: "sweeping up moved rows",
     Phase.VERIFYING: "proving the result",
     Phase.DONE: "writing the report",
+}
+_WORDS_OF_ROLLBACK = {
+    Phase.PLANNING: "comparing rows",
+    Phase.CORRECTING: "restoring",
+    Phase.VERIFYING: "measuring the result",
 }
 
 
@@ -88,7 +93,8 @@ def _watch(
 def _doing(operation: Operation) -> str:
     if operation.status is Status.PAUSED:
         return "paused"
-    return _WORDS.get(operation.phase, str(operation.phase))
+    words = _WORDS | _WORDS_OF_ROLLBACK if operation.kind is Kind.ROLLBACK else _WORDS
+    return words.get(operation.phase, str(operation.phase))
 
 
 def _figures(operation: Operation) -> str:

@@ -5,10 +5,12 @@ Belongs here: shapes of metadata. Does not: asking the engine.
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
-from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.engine.planned_months import RolledBackMonth
+from assetclass_pipeline.model.operation import Conflict, Operation, SkipReason
 from assetclass_pipeline.model.preflight import Preflight
 from assetclass_pipeline.model.preview import Preview
 from assetclass_pipeline.model.quality import IntegrityReport, PartitionCount
@@ -60,14 +62,77 @@ def operation_metadata(operation: Operation) -> Metadata:
     Besides, where there is something to say: the estimate and how far it was off, waits by signal,
     rows that the database refused, and what the preflight found.
     """
-    metadata: Metadata = {
+    return {
         "correction_id": operation.correction_id,
         "records_planned_in_all": operation.records_planned or 0,
         "records_corrected_in_all": operation.records_corrected,
         "records_skipped_in_all": operation.records_skipped,
+        **_course_metadata(operation),
+    }
+
+
+def rollback_metadata(operation: Operation) -> Metadata:
+    """What one rollback restored or, as a dry run, would restore, and what it left alone.
+
+    Both ids, the scores before and after, changes and conflicts as tables.
+    """
+    return {
+        **_rollback_ids(operation),
+        **_restored_metadata(operation),
+        "records_conflicting": operation.records_conflicting or 0,
+        "records_skipped": operation.records_skipped,
+        **_scores_metadata("before", operation.quality_before),
+        **_scores_metadata("after", operation.quality_after),
+        "conflicts": conflicts_table(operation.conflicts),
+        "changes": changes_table(operation),
+        **_course_metadata(operation),
+    }
+
+
+def rollback_month_metadata(operation: Operation, month: RolledBackMonth) -> Metadata:
+    """What one rollback did to the rows of one month."""
+    return {
+        **_rollback_ids(operation),
+        "records_restored": month.restored,
+        "records_conflicting": month.conflicting,
+        "look_at_it": _look_at(operation),
+    }
+
+
+def _rollback_ids(operation: Operation) -> Metadata:
+    return {
+        "correction_id": operation.rollback_of or "",
+        "rollback_id": operation.correction_id,
+        "reason": operation.reason or "",
+    }
+
+
+def _restored_metadata(operation: Operation) -> Metadata:
+    """Of the rows that have their old value, some had it before the rollback touched them."""
+    restored = operation.records_restored or 0
+    if operation.dry_run:
+        return {
+            "records_to_restore": operation.records_planned or 0,
+            "records_already_restored": restored,
+        }
+    return {"records_restored": restored, "records_written": operation.records_corrected}
+
+
+def _scores_metadata(when: str, quality: Mapping[str, Any] | None) -> Metadata:
+    scores = {"completeness": "completeness", "quality_score": "qualityScore"}
+    return {f"{name}_{when}": quality[key] for name, key in scores.items()} if quality else {}
+
+
+def _look_at(operation: Operation) -> dg.PathMetadataValue:
+    return dg.MetadataValue.path(f"assetclass status {operation.correction_id}")
+
+
+def _course_metadata(operation: Operation) -> Metadata:
+    """How an operation of either kind got on."""
+    metadata: Metadata = {
         "batches": operation.batches_done,
         "duration_seconds": round(operation.duration_seconds or 0.0, 3),
-        "look_at_it": dg.MetadataValue.path(f"assetclass status {operation.correction_id}"),
+        "look_at_it": _look_at(operation),
     }
     if operation.records_per_second:
         metadata["records_per_second"] = round(operation.records_per_second, 1)
@@ -128,6 +193,22 @@ def changes_table(operation: Operation) -> dg.TableMetadataValue:
             "records": change.records,
         }
         for change in operation.changes
+    )
+
+
+def conflicts_table(conflicts: Iterable[Conflict]) -> dg.TableMetadataValue:
+    """Rows that a rollback left alone, with their class then and now."""
+    return table(
+        {
+            "id": shown(row.id),
+            "symbol": shown(row.symbol),
+            "timestamp": shown(row.timestamp),
+            "before": shown(row.before),
+            "corrected": shown(row.corrected),
+            "now": "(no such row)" if row.reason == SkipReason.DELETED else shown(row.now),
+            "reason": row.reason.replace("_", " "),
+        }
+        for row in conflicts
     )
 
 

@@ -3,15 +3,16 @@
 Belongs here: what assets, checks and schedules are given. Does not: what they do with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dagster as dg
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
@@ -73,10 +74,17 @@ def calendar_resource(settings: Settings) -> dg.ResourceDefinition:
     )
 
 
-def _retry(name: str) -> Any:  # noqa: ANN401 - pydantic's field type
-    """Default and description of a retry option, so that neither is written twice."""
-    field = RetryOptions.model_fields[name]
-    return Field(default=field.default, description=field.description)
+def described(defaults: BaseModel, name: str) -> Any:  # noqa: ANN401 - pydantic's field type
+    """A config field like the model's own: its default, in its JSON form, and its description.
+
+    So neither is written twice.
+    """
+    default = defaults.model_dump(mode="json", by_alias=False)[name]
+    return Field(default=default, description=type(defaults).model_fields[name].description)
+
+
+_retry = partial(described, RetryOptions())
+_option = partial(described, CorrectionOptions())
 
 
 class RetryConfig(dg.Config):
@@ -85,12 +93,6 @@ class RetryConfig(dg.Config):
     tries: int = _retry("tries")
     first_wait: float = _retry("first_wait")
     longest_wait: float = _retry("longest_wait")
-
-
-def _option(name: str) -> Any:  # noqa: ANN401 - pydantic's field type
-    """Default, in its JSON form, and description of an option."""
-    default = CorrectionOptions().model_dump(mode="json", by_alias=False)[name]
-    return Field(default=default, description=CorrectionOptions.model_fields[name].description)
 
 
 class CorrectionOptionsResource(dg.ConfigurableResource[Any]):
@@ -117,10 +119,13 @@ class CorrectionOptionsResource(dg.ConfigurableResource[Any]):
 
         Raises InvalidOptionsError naming each field and its limit.
         """
-        values = {name: getattr(self, name) for name in CorrectionOptions.model_fields}
-        if self.retry is not None:
-            values["retry"] = self.retry.model_dump()
-        return parse_options(values)
+        return parse_options(values_of(self, CorrectionOptions))
+
+
+def values_of(config: BaseModel, options: type[BaseModel]) -> Mapping[str, object]:
+    """What a config says of the options, as plain values; they are yet to be checked."""
+    said = config.model_dump()
+    return {name: said[name] for name in options.model_fields}
 
 
 def correction_run_config(options: CorrectionOptions) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def request_of(
 ) -> CorrectionRequest:
     """The correction that this run carries out: a new one, or the one that its parent left."""
     months = context.partition_key_range
-    correction_id, retry_of = _operation_of(context.run, connection, settings)
+    correction_id, retry_of = operation_of(context.run, connection, settings)
     tags = context.run.tags
     return CorrectionRequest(
         correction_id=correction_id,
@@ -116,19 +116,17 @@ def describe_progress(operation: Operation) -> str:
     return f"{line}. Waits: {' '.join(operation.throttle)}" if operation.throttle else line
 
 
-def _operation_of(
+def operation_of(
     run: dg.DagsterRun, connection: Connection[TupleRow], settings: Settings
 ) -> tuple[str, str | None]:
+    """Which operation a run works on: (correctionId, retryOf).
+
+    That of its root run, or the one that its tags name, while that can go on; else one of its own.
+    """
     # A parent may have worked on the operation of a run before it: ask what it did, not its name.
     parent = run.parent_run_id and operation_of_run(connection, settings, run.parent_run_id)
     root = parent or run.tags.get(RESUME_TAG) or run.root_run_id or run.run_id
     return resume_or_new_id(connection, settings, root, run.run_id)
-
-
-def _window_end(run: dg.DagsterRun) -> datetime | None:
-    # Re-executed by hand, it inherits the tag of a night that is over.
-    said = None if run.parent_run_id else run.tags.get(STOP_AT_TAG)
-    return datetime.fromisoformat(said) if said else None
 
 
 def requester_of(run: dg.DagsterRun) -> str:
@@ -142,3 +140,9 @@ def requester_of(run: dg.DagsterRun) -> str:
     if sensor := tags.get("dagster/sensor_name"):
         return tags.get(USER_TAG) or Actor.sensor(sensor).requester
     return tags.get(USER_TAG) or Actor.dagster_ui().requester
+
+
+def _window_end(run: dg.DagsterRun) -> datetime | None:
+    # Re-executed by hand, it inherits the tag of a night that is over.
+    said = None if run.parent_run_id else run.tags.get(STOP_AT_TAG)
+    return datetime.fromisoformat(said) if said else None

@@ -48,6 +48,7 @@ class Pipeline:
         tags: dict[str, str] | None = None,
         parent: dg.DagsterRun | None = None,
         options: dict[str, Any] | None = None,
+        ops: dict[str, Any] | None = None,
         assets: list[str] | None = None,
         checks: list[dg.AssetCheckKey] | None = None,
     ) -> dg.JobExecutionResult:
@@ -61,6 +62,8 @@ class Pipeline:
         config: dict[str, Any] = dict(_QUIET)
         if options:
             config["resources"] = {"correction_options": {"config": options}}
+        if ops:
+            config["ops"] = ops
         run = self.instance.create_run_for_job(
             definition,
             run_config=config,

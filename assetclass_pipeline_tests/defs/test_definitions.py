@@ -10,8 +10,10 @@ from assetclass_pipeline.defs.resources import (
     RetryConfig,
     correction_run_config,
 )
+from assetclass_pipeline.defs.rollback import RollbackConfig, rollback_run_config
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.options import CorrectionOptions, RetryOptions, parse_options
+from assetclass_pipeline.model.rollback import RollbackOptions, parse_rollback_options
 from assetclass_pipeline.settings import load_settings
 
 # A database that nobody answers for: building the definitions must not connect.
@@ -63,7 +65,7 @@ def test_checks(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
 
 def test_jobs(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
     shown = {}
-    for name in ("correction_job", "data_quality_job"):
+    for name in ("correction_job", "data_quality_job", "rollback_job"):
         job = defs.resolve_job_def(name)
         layer = job.asset_layer
         shown[name] = {
@@ -148,3 +150,35 @@ def test_options_survive_the_way_through_run_config() -> None:
     )
     config = correction_run_config(options)["resources"]["correction_options"]["config"]
     assert CorrectionOptionsResource(**config).options() == options
+
+
+def test_the_launchpad_of_a_rollback_has_every_option_and_no_other() -> None:
+    own = {"correction_id", "reason"}
+    assert set(RollbackConfig.model_fields) == set(RollbackOptions.model_fields) | own
+    described = {name: field.description for name, field in RollbackConfig.model_fields.items()}
+    assert all(described.values())
+    assert described == described | {
+        name: field.description for name, field in RollbackOptions.model_fields.items()
+    }
+    config = RollbackConfig(correction_id="any", reason="a test")
+    assert config.options() == RollbackOptions()
+
+
+def test_a_rollbacks_options_survive_the_way_through_run_config() -> None:
+    options = parse_rollback_options(
+        {
+            "validateAfterRollback": False,
+            "targetSymbols": ["AAPL", "Ö"],
+            "partitions": ["2024-03-01"],
+            "rowIds": ["7"],
+            "dryRun": True,
+            "takeBackupValue": True,
+            "batchSize": 7,
+            "pace": "gentle",
+            "workers": 3,
+            "timeout": "00:05:00",
+            "retry": {"tries": 2, "firstWait": 0.5, "longestWait": 3},
+        }
+    )
+    config = rollback_run_config("any", options, reason="a test")["ops"]["rollback"]["config"]
+    assert RollbackConfig(**config).options() == options

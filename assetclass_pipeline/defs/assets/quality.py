@@ -3,6 +3,8 @@
 Belongs here: asking the engine, storing the measurement, presenting it. Does not: counting.
 """
 
+from dataclasses import dataclass
+
 import dagster as dg
 
 from assetclass_pipeline.database.schema import require_schema
@@ -14,7 +16,7 @@ from assetclass_pipeline.defs.checks import (
     quality_results,
 )
 from assetclass_pipeline.defs.failures import readable_failures
-from assetclass_pipeline.defs.presentation import curve, report_metadata
+from assetclass_pipeline.defs.presentation import Metadata, curve, report_metadata
 from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.defs.runs import Materialized
 from assetclass_pipeline.engine.analysis import (
@@ -73,18 +75,32 @@ def quality_report_asset(settings: Settings) -> dg.AssetsDefinition:
     def quality_report(
         context: dg.AssetExecutionContext, database: dg.ResourceParam[MarketDatabase]
     ) -> Materialized:
-        report, history = _measure(database, QUALITY_REPORT.to_user_string(), context.run.run_id)
-        return dg.MaterializeResult(
-            metadata=report_metadata(report) | {"quality_score_history": _curve(history, report)},
-            check_results=quality_results(
-                QUALITY_REPORT,
-                report,
-                history[-1] if history else None,
-                database.settings.thresholds,
-            ),
-        )
+        measured = measure_quality(database, context.run.run_id)
+        return dg.MaterializeResult(metadata=measured.metadata, check_results=measured.checks)
 
     return quality_report
+
+
+@dataclass(frozen=True)
+class MeasuredQuality:
+    """A materialisation of `quality_report`: what it shows, and how its checks came out."""
+
+    metadata: Metadata
+    checks: list[dg.AssetCheckResult]
+
+
+def measure_quality(database: MarketDatabase, run_id: str) -> MeasuredQuality:
+    """Measure the data by a fresh scan and remember the report."""
+    report, history = _measure(database, QUALITY_REPORT.to_user_string(), run_id)
+    return MeasuredQuality(
+        metadata=report_metadata(report) | {"quality_score_history": _curve(history, report)},
+        checks=quality_results(
+            QUALITY_REPORT,
+            report,
+            history[-1] if history else None,
+            database.settings.thresholds,
+        ),
+    )
 
 
 def _measure(

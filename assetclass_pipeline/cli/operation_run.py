@@ -1,4 +1,4 @@
-"""One run of Dagster's `correction_job` in this process, for `execute` and `demo`.
+"""One run of `correction_job` or `rollback_job` in this process, for commands.
 
 Belongs here: creating the run so that the UI knows it, executing it, and what came out. Does not:
 what the job does, and how its outcome is shown.
@@ -18,18 +18,22 @@ from assetclass_pipeline.cli.progress import live_progress
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.defs.instance import open_instance, process_tags, remote_job_origin
+from assetclass_pipeline.defs.jobs import CORRECTION_JOB
 from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.defs.resources import correction_run_config
+from assetclass_pipeline.defs.rollback import ROLLBACK_JOB, rollback_run_config
 from assetclass_pipeline.defs.runs import REASON_TAG, RESUME_TAG, TICKET_TAG, USER_TAG
 from assetclass_pipeline.engine.operations import Unfinished, get_operation
 from assetclass_pipeline.errors import OperationNotFoundError
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.rollback import RollbackOptions
 from assetclass_pipeline.settings import Settings
 
-_JOB = "correction_job"
 _DEFINITIONS = "assetclass_pipeline.definitions"
+
+Tags = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class CheckOutcome:
 
 
 @dataclass(frozen=True)
-class CorrectionRun:
+class OperationRun:
     """What a run came to; `operation` is None when it failed before it claimed one."""
 
     run_id: str
@@ -68,8 +72,8 @@ def run_correction(
     reason: str | None = None,
     ticket: str | None = None,
     resume: Unfinished | None = None,
-) -> CorrectionRun:
-    """Run the job over all rows and show its progress until it has ended.
+) -> OperationRun:
+    """Run `correction_job` over all rows and show its progress until it has ended.
 
     It is a run without partition: Dagster writes several events for each month of a range, and
     hundreds of months take longer than the correction. With `resume` it goes on with that
@@ -77,17 +81,54 @@ def run_correction(
 
     Ctrl-C and SIGTERM end the run between two batches. Raises DatabaseUnavailableError.
     """
+    tags: dict[str, str | None] = {REASON_TAG: reason, TICKET_TAG: ticket}
+    if resume is not None:
+        months = Calendar.until_now(settings.first_month).months_in(resume.scope)
+        tags |= {RANGE_START_TAG: months[0], RANGE_END_TAG: months[-1]}
+    config = correction_run_config(options)
+    resumed = resume.correction_id if resume else None
+    return _run(dsn, settings, CORRECTION_JOB, config, tags, resumed=resumed)
+
+
+def run_rollback(
+    dsn: str,
+    settings: Settings,
+    rollback_of: str,
+    options: RollbackOptions,
+    *,
+    reason: str,
+    ticket: str | None = None,
+    resume: str | None = None,
+) -> OperationRun:
+    """Run `rollback_job` and show its progress until it has ended.
+
+    With `resume` it goes on with that rollback. Signals and errors as with `run_correction`.
+    """
+    tags = {TICKET_TAG: ticket}
+    config = rollback_run_config(rollback_of, options, reason=reason)
+    return _run(dsn, settings, ROLLBACK_JOB, config, tags, resumed=resume)
+
+
+def _run(
+    dsn: str,
+    settings: Settings,
+    job_name: str,
+    config: Mapping[str, object],
+    tags: Tags,
+    *,
+    resumed: str | None,
+) -> OperationRun:
+    """A run of the job, to its end; `resumed` is the operation that it goes on with."""
     with open_instance(settings, dsn) as instance:
-        job = _correction_job()
-        tags = {REASON_TAG: reason, TICKET_TAG: ticket, **_resuming(resume, settings)}
-        run = _create_run(instance, job, options, tags)
-        correction_id = resume.correction_id if resume else run.run_id
+        job = _job(job_name)
+        run = _create_run(instance, job, config, {**tags, RESUME_TAG: resumed})
+        correction_id = resumed or run.run_id
         with live_progress(dsn, settings, correction_id):
             events = _execute(instance, job, run)
         status = _status(instance, run)
     succeeded = status is dg.DagsterRunStatus.SUCCESS
     cancelled = status is dg.DagsterRunStatus.CANCELED
-    return CorrectionRun(
+    return OperationRun(
         run_id=run.run_id,
         succeeded=succeeded,
         cancelled=cancelled,
@@ -97,27 +138,13 @@ def run_correction(
     )
 
 
-def _resuming(resume: Unfinished | None, settings: Settings) -> dict[str, str | None]:
-    if resume is None:
-        return {}
-    months = Calendar.until_now(settings.first_month).months_in(resume.scope)
-    return {
-        RESUME_TAG: resume.correction_id,
-        RANGE_START_TAG: months[0],
-        RANGE_END_TAG: months[-1],
-    }
-
-
-def _correction_job() -> ReconstructableJob:
+def _job(name: str) -> ReconstructableJob:
     # Named rather than passed on: steps that the executor starts in other processes find it again.
-    return ReconstructableRepository.for_module(_DEFINITIONS, "defs").get_reconstructable_job(_JOB)
+    return ReconstructableRepository.for_module(_DEFINITIONS, "defs").get_reconstructable_job(name)
 
 
 def _create_run(
-    instance: dg.DagsterInstance,
-    job: ReconstructableJob,
-    options: CorrectionOptions,
-    tags: Mapping[str, str | None],
+    instance: dg.DagsterInstance, job: ReconstructableJob, config: Mapping[str, object], tags: Tags
 ) -> dg.DagsterRun:
     run_id = make_new_run_id()
     said = {name: value for name, value in tags.items() if value}
@@ -126,9 +153,9 @@ def _create_run(
     return instance.create_run_for_job(
         job.get_definition(),
         run_id=run_id,
-        run_config={**correction_run_config(options), **quiet},
+        run_config={**config, **quiet},
         tags={USER_TAG: this_user(), **said, **process_tags(run_id)},
-        remote_job_origin=remote_job_origin(_JOB),
+        remote_job_origin=remote_job_origin(job.job_name),
         job_code_origin=job.get_python_origin(),
     )
 

@@ -1,4 +1,4 @@
-"""`python -m ... RUN_ID`: executes a created run of `correction_job`, as a run worker does."""
+"""`python -m ... RUN_ID`: executes a created run of one of our jobs, as a run worker does."""
 
 import sys
 
@@ -9,15 +9,12 @@ from dagster._core.execution.api import execute_run
 
 def main() -> None:
     """Execute the run until it ends or is told to stop."""
-    module = "assetclass_pipeline.definitions"
-    job = ReconstructableRepository.for_module(module, "defs").get_reconstructable_job(
-        "correction_job"
-    )
+    repository = ReconstructableRepository.for_module("assetclass_pipeline.definitions", "defs")
     with dg.DagsterInstance.get() as instance:
         run = instance.get_run_by_id(sys.argv[1])
         if run is None:
             raise SystemExit(2)
-        execute_run(job, run, instance)
+        execute_run(repository.get_reconstructable_job(run.job_name), run, instance)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,182 @@
+"""Operations that a command runs through Dagster, and what it says when they have ended.
+
+Belongs here: refusing before Dagster is imported, the exit status, what to do next. Does not: how
+a Dagster run is made (operation_run), and how an operation looks (presentation).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import psycopg
+import typer
+from psycopg.rows import TupleRow
+
+from assetclass_pipeline.cli import operation_presentation, presentation
+from assetclass_pipeline.cli.exit_status import FAILED, INTERRUPTED
+from assetclass_pipeline.cli.user import this_user
+from assetclass_pipeline.database import schema
+from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.database.market_tables import inspect_market_tables
+from assetclass_pipeline.engine.audit import Asker, refusals_recorded
+from assetclass_pipeline.engine.claiming import refuse_while_active
+from assetclass_pipeline.engine.operations import Unfinished
+from assetclass_pipeline.engine.undo_check import Undoing
+from assetclass_pipeline.errors import CorrectionFailedError, OperationInProgressError
+from assetclass_pipeline.model.audit import Action
+from assetclass_pipeline.model.operation import RESUMABLE, Kind, Operation
+from assetclass_pipeline.model.options import CorrectionOptions
+from assetclass_pipeline.model.rollback import RollbackOptions
+from assetclass_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from assetclass_pipeline.cli.operation_run import OperationRun
+
+_Connection = psycopg.Connection[TupleRow]
+
+
+def correct_when_free(
+    dsn: str,
+    settings: Settings,
+    options: CorrectionOptions,
+    *,
+    reason: str | None = None,
+    ticket: str | None = None,
+    resume: Unfinished | None = None,
+) -> "OperationRun":
+    """Run a correction through Dagster, a new one or the one to resume.
+
+    Raises OperationInProgressError while another operation is active, and MarketTablesError.
+    """
+
+    def refuse() -> None:
+        with connect(dsn, settings, purpose="execute") as connection:
+            _refuse_what_cannot_run(connection, settings, dry_run=options.dry_run)
+            refuse_while_active(connection, settings)
+
+    def run() -> "OperationRun":
+        # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
+        from assetclass_pipeline.cli.operation_run import run_correction  # noqa: PLC0415
+
+        return run_correction(dsn, settings, options, reason=reason, ticket=ticket, resume=resume)
+
+    asker = Asker(this_user(), reason, ticket, resume.correction_id if resume else None)
+    with refusals_recorded(dsn, settings, asker, Action.CLAIM_OPERATION):
+        return _run_unless_refused(refuse, run)
+
+
+def roll_back_when_free(
+    dsn: str,
+    settings: Settings,
+    rollback_of: str,
+    options: RollbackOptions,
+    *,
+    reason: str,
+    ticket: str | None = None,
+    resume: str | None = None,
+) -> "OperationRun":
+    """Run a rollback through Dagster, a new one or the one to resume.
+
+    Raises what `refuse_rollback` raises.
+    """
+
+    def run() -> "OperationRun":
+        from assetclass_pipeline.cli.operation_run import run_rollback  # noqa: PLC0415 - as above
+
+        return run_rollback(
+            dsn, settings, rollback_of, options, reason=reason, ticket=ticket, resume=resume
+        )
+
+    def refuse() -> None:
+        refuse_rollback(dsn, settings, rollback_of, options, resume=resume)
+
+    asker = Asker(this_user(), reason, ticket, resume)
+    with refusals_recorded(dsn, settings, asker, Action.CLAIM_OPERATION, rollbackOf=rollback_of):
+        return _run_unless_refused(refuse, run)
+
+
+def refuse_rollback(
+    dsn: str,
+    settings: Settings,
+    rollback_of: str,
+    options: RollbackOptions,
+    *,
+    resume: str | None = None,
+) -> None:
+    """Return when the correction can be rolled back now; changes nothing.
+
+    Raises OperationInProgressError while another operation is active, OperationNotFoundError,
+    MarketTablesError, and the errors that say why a correction cannot be undone.
+    """
+    with connect(dsn, settings, purpose="rollback") as connection:
+        _refuse_what_cannot_run(connection, settings, dry_run=options.dry_run)
+        # A correction whose process died has ended; this notes it.
+        with suppress(OperationInProgressError):
+            refuse_while_active(connection, settings)
+        Undoing(settings, resume or str(uuid4()), rollback_of, options).look(connection)
+        refuse_while_active(connection, settings)
+
+
+def _refuse_what_cannot_run(connection: _Connection, settings: Settings, *, dry_run: bool) -> None:
+    schema.require_schema(connection)
+    inspect_market_tables(connection, settings, for_writing=not dry_run)
+
+
+def _run_unless_refused(
+    refuse: Callable[[], None], run: Callable[[], "OperationRun"]
+) -> "OperationRun":
+    refuse()
+    ran = run()
+    if not ran.worked:
+        # Somebody else may have been quicker between our look and the run's claim.
+        refuse()
+    return ran
+
+
+def end_run(run: "OperationRun", *, as_json: bool) -> None:
+    """Print the operation and what else is to be said; raise what the exit status needs."""
+    operation = run.operation
+    if operation is not None:
+        print_operation(operation, as_json=as_json)
+    if run.cancelled:
+        presentation.aside().print(_stopped(run), style="yellow", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+    if run.succeeded:
+        return
+    message = f"Dagster run {run.run_id} failed: {run.failure}"
+    if operation is None:
+        raise CorrectionFailedError(message)
+    presentation.show_error(message)
+    if _is_half_done(operation):
+        presentation.aside().print(_goes_on(operation), style="yellow", soft_wrap=True)
+    raise typer.Exit(FAILED)
+
+
+def print_operation(operation: Operation, *, as_json: bool) -> None:
+    """The operation as the one JSON document, or for people."""
+    if as_json:
+        presentation.print_model(operation)
+    else:
+        operation_presentation.show_operation(presentation.for_people(), operation)
+
+
+def _is_half_done(operation: Operation) -> bool:
+    return bool(operation.records_planned) and operation.status in RESUMABLE
+
+
+def _goes_on(operation: Operation) -> str:
+    return f"`assetclass resume {operation.correction_id}` goes on where it stopped."
+
+
+def _stopped(run: "OperationRun") -> str:
+    operation = run.operation
+    if operation is None or not operation.records_planned:
+        return "Stopped before any row was changed. The same command starts again."
+    of = f"{operation.records_corrected:,} of {operation.records_planned:,} rows are"
+    if operation.kind is Kind.ROLLBACK:
+        return f"Stopped between two batches: {of} restored and stay so. {_goes_on(operation)}"
+    return (
+        f"Stopped between two batches: {of} corrected and stay so. {_goes_on(operation)} "
+        "`assetclass execute` corrects the rest as a new operation."
+    )
