@@ -15,7 +15,7 @@ from assetclass_pipeline.model.row_history import GoneRows, RowEvent, RowOutcome
 
 @dataclass(frozen=True)
 class PlanningOperation:
-    """An operation that planned rows, and where they can be read: see the statement `sources`."""
+    """An operation that planned rows."""
 
     correction_id: str
     kind: str
@@ -27,22 +27,11 @@ class PlanningOperation:
     started_at: datetime | None
     finished_at: datetime | None
     rollback_of: str | None
-    schema_name: str
-    table_name: str
-    id_type: str | None
-    is_archived: bool
-    has_skipped: bool
-    gone_because: str
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether its rows stand nowhere any more."""
-        return self.id_type is None and not self.is_archived
 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """The row as one operation planned it."""
+    """The row as one operation planned it; without a table it was found in an archive."""
 
     correction_id: str
     seq: int
@@ -50,7 +39,7 @@ class PlannedRow:
     timestamp: str | None
     before: str | None
     after: str | None
-    source: RowSource = RowSource.TABLE
+    table: str | None = None
 
 
 def planned_event(
@@ -78,10 +67,8 @@ def planned_event(
         to=row.after,
         undone_by=facts.get("undone_by"),
         undone_at=facts.get("undone_at"),
-        source=row.source,
-        table=f"{operation.schema_name}.{operation.table_name}"
-        if row.source is RowSource.TABLE
-        else None,
+        source=RowSource.TABLE if row.table else RowSource.ARCHIVE,
+        table=row.table,
     )
 
 
@@ -125,12 +112,12 @@ def _event(operation: PlanningOperation, **values: Any) -> RowEvent:  # noqa: AN
     )
 
 
-def gone_rows(operation: PlanningOperation, records: int) -> GoneRows:
+def gone_rows(operation: PlanningOperation, records: int, why: str) -> GoneRows:
     """An operation that changed so many rows of a symbol, and nobody knows which."""
     return GoneRows(
         correction_id=operation.correction_id,
         kind=Kind(operation.kind),
         finished_at=operation.finished_at,
         records=records,
-        why=operation.gone_because,
+        why=why,
     )

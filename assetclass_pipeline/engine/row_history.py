@@ -6,15 +6,15 @@ of it, and when an index for that pays. Does not: what follows from it (model/ro
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import Connection, Cursor, errors, sql
 from psycopg.rows import TupleRow, class_row, dict_row
 
-from assetclass_pipeline.database.connections import transaction
-from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
+from assetclass_pipeline.database.connections import set_local, transaction
+from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.database.queries import Statement, query
 from assetclass_pipeline.engine.row_events import (
     PlannedRow,
@@ -24,13 +24,18 @@ from assetclass_pipeline.engine.row_events import (
     planned_event,
     quarantine_event,
 )
-from assetclass_pipeline.errors import AssetClassError, InvalidOptionsError, RowNotFoundError
+from assetclass_pipeline.errors import (
+    AssetClassError,
+    InvalidOptionsError,
+    MarketTablesError,
+    RowNotFoundError,
+)
 from assetclass_pipeline.model.row_history import (
+    GoneRows,
     Present,
     RowEvent,
     RowHistory,
     RowNow,
-    RowSource,
     RowTrail,
     make_trail,
 )
@@ -46,6 +51,9 @@ _MOST_GONE = 20
 # Where no index of the market table begins with the id, a look would read all of it.
 _LONGEST_LOOK = "5s"
 _TRIES = 3
+
+
+Found = TypeVar("Found")
 
 
 class ArchivedRow(Protocol):
@@ -102,14 +110,13 @@ def row_history(
 ) -> RowHistory:
     """Everything known about the rows whose id is `key`, narrowed by symbol and time.
 
-    Without `find_archived` archives are counted and not read. Raises RowNotFoundError, and
-    InvalidOptionsError for a key or time that the table cannot hold.
+    Without `find_archived` archives are counted and not read. Raises RowNotFoundError,
+    MarketTablesError, and InvalidOptionsError for a key or time that the table cannot hold.
     """
-    tables = inspect_market_tables(connection, settings, for_writing=False)
     tries = _TRIES
     while True:
         try:
-            look = _Look(connection, settings, tables, _Wanted(key, symbol, timestamp))
+            look = _begin(connection, settings, _Wanted(key, symbol, timestamp))
             return look.history(find_archived)
         except errors.UndefinedTable:
             # A clean-up dropped it between our list and our look.
@@ -120,11 +127,15 @@ def row_history(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Which rows, as somebody wrote it."""
+    """Which rows: key and time as somebody wrote them, then as PostgreSQL writes them."""
 
     key: str
     symbol: str | None
     timestamp: str | None
+
+    def is_meant(self, symbol: str | None, timestamp: str | None) -> bool:
+        """Whether a row with this id is one of them."""
+        return self.symbol in {None, symbol} and self.timestamp in {None, timestamp}
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,16 @@ class _MarketKey:
     id_type: str
     symbol_type: str
     timestamp_type: str
+    has_updated_at: bool
+
+
+@dataclass(frozen=True)
+class _Table(PlanningOperation):
+    """An operation whose rows stand in a table."""
+
+    schema_name: str
+    table_name: str
+    id_type: str
 
 
 @dataclass(frozen=True)
@@ -157,286 +178,287 @@ class _Placed:
     event: RowEvent
 
 
+_Lists = Mapping[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """Operations without a table: archives that may hold the row, and what is gone for good."""
+
+    archives: Sequence[PlanningOperation]
+    gone: Sequence[GoneRows]
+    operations_gone: int
+
+
+def _begin(connection: Connection[TupleRow], settings: Settings, said: _Wanted) -> "_Look":
+    """What can be looked into, and the key as PostgreSQL writes it."""
+    names = {"schema": settings.market_schema, "table": settings.market_table}
+    # Types are spelled with their schemas only where nothing is on the search path.
+    with transaction(connection, settings, read_only=True, search_path="pg_catalog") as cursor:
+        found = _all(cursor, _MarketKey, query("row_history", "market_key"), names)
+        if found:
+            market = found[0]
+            key = _as_written(cursor, "KEY", said.key, market.id_type)
+            timestamp = said.timestamp and _as_written(
+                cursor, "--timestamp", said.timestamp, market.timestamp_type
+            )
+            tables = _all(cursor, _Table, _planning("tables"), names)
+            wanted = _Wanted(key, said.symbol, timestamp)
+            return _Look(connection, settings, market, tables, wanted)
+    inspect_market_tables(connection, settings, for_writing=False)
+    raise MarketTablesError(
+        f"{settings.market_table} has changed while it was looked at: try again."
+    )
+
+
+@dataclass(frozen=True)
 class _Look:
     """One look for a row."""
 
-    def __init__(
-        self,
-        connection: Connection[TupleRow],
-        settings: Settings,
-        tables: MarketTables,
-        wanted: _Wanted,
-    ) -> None:
-        self._connection = connection
-        self._settings = settings
-        self._tables = tables
-        self._symbol = wanted.symbol
-        # Types are spelled with their schemas only where nothing is on the search path.
-        with transaction(connection, settings, read_only=True, search_path="pg_catalog") as cursor:
-            self._market = _one(cursor, _MarketKey, "market_key", {"market": tables.market_oid})
-            self._operations = {
-                operation.correction_id: operation
-                for operation in _all(
-                    cursor, PlanningOperation, "sources", {"schema": tables.market_schema}
-                )
-            }
-        self._key = self._as_written("KEY", wanted.key, self._market.id_type)
-        self._timestamp = wanted.timestamp and self._as_written(
-            "--timestamp", wanted.timestamp, self._market.timestamp_type
-        )
+    connection: Connection[TupleRow]
+    settings: Settings
+    market: _MarketKey
+    tables: Sequence[_Table]
+    wanted: _Wanted
 
     def history(self, find_archived: FindArchived | None) -> RowHistory:
         """Look everywhere, the archives last: only there it helps to know the row's symbol."""
-        with transaction(self._connection, self._settings, read_only=True) as cursor:
+        with transaction(self.connection, self.settings, read_only=True) as cursor:
             planned = self._in_tables(cursor)
-            noted = self._in_lists(cursor)
-        now = self._now(planned)
-        symbols = {
-            self._symbol,
-            *(row.symbol for row in planned),
-            *(row.symbol for row in now or []),
-        }
-        named = sorted(symbol for symbol in symbols if symbol is not None)
-        with transaction(self._connection, self._settings, read_only=True) as cursor:
-            changed = self._changed_symbols(cursor, named)
-        archived, not_read = self._in_archives(find_archived, changed if named else None)
-        with transaction(self._connection, self._settings, read_only=True) as cursor:
+            noted = {name: self._in_list(cursor, name) for name in ("quarantined", "conflicts")}
+            now = self._now(cursor, planned)
+            symbols = {
+                self.wanted.symbol,
+                *(r.symbol for r in planned),
+                *(r.symbol for r in now or []),
+            }
+            elsewhere = self._elsewhere(cursor, sorted(s for s in symbols if s is not None))
+        archived, not_read = self._in_archives(find_archived, elsewhere.archives)
+        with transaction(self.connection, self.settings, read_only=True) as cursor:
             events = self._events(cursor, [*planned, *archived], noted)
         trails = [*self._trails(events, now)]
         if not trails:
             raise self._nothing(looked=now is not None)
-        gone = [operation for operation in self._operations.values() if operation.is_gone]
         return RowHistory(
-            id=self._key,
+            id=self.wanted.key,
             rows=trails,
-            operations_without_rows=len(gone),
-            gone=[
-                gone_rows(o, changed[o.correction_id]) for o in gone if o.correction_id in changed
-            ][:_MOST_GONE],
+            operations_without_rows=elsewhere.operations_gone,
+            gone=[*elsewhere.gone],
             archives_not_read=not_read,
         )
 
-    def _as_written(self, name: str, value: str, column_type: str) -> str:
-        try:
-            with transaction(self._connection, self._settings, read_only=True) as cursor:
-                return _as_written(cursor, value, column_type)
-        except (psycopg.DataError, psycopg.IntegrityError):
-            raise InvalidOptionsError(
-                f"{name} {value[:60]!r} is no {column_type}, which the column of "
-                f"{self._tables.market_name} is."
-            ) from None
-
     def _in_tables(self, cursor: Cursor[TupleRow]) -> list[PlannedRow]:
-        standing = [o for o in self._operations.values() if o.id_type is not None]
-        types = {operation.id_type for operation in standing}
-        fitting = {name for name in types if name and self._fits(cursor, name)}
+        fitting = {name for name in {t.id_type for t in self.tables} if self._fits(cursor, name)}
         blocks = [
             query(
                 "row_history",
                 "rows_of_table",
-                operation=sql.Literal(operation.correction_id),
-                table=sql.Identifier(operation.schema_name, operation.table_name),
-                id_type=sql.SQL(operation.id_type),
+                operation=sql.Literal(table.correction_id),
+                table=sql.Identifier(table.schema_name, table.table_name),
+                id_type=sql.SQL(table.id_type),
             )
-            for operation in standing
-            if operation.id_type in fitting
+            for table in self.tables
+            if table.id_type in fitting
         ]
         found: list[PlannedRow] = []
-        with cursor.connection.cursor(row_factory=class_row(PlannedRow)) as planned:
-            for first in range(0, len(blocks), _TABLES_AT_A_TIME):
-                some = sql.SQL("\nUNION ALL\n").join(blocks[first : first + _TABLES_AT_A_TIME])
-                found += planned.execute(Statement([*some]), {"id": self._key})
-        return [row for row in found if self._is_meant(row.symbol, row.timestamp)]
+        for first in range(0, len(blocks), _TABLES_AT_A_TIME):
+            some = sql.SQL("\nUNION ALL\n").join(blocks[first : first + _TABLES_AT_A_TIME])
+            found += _all(cursor, PlannedRow, Statement([*some]), {"id": self.wanted.key})
+        names = {t.correction_id: f"{t.schema_name}.{t.table_name}" for t in self.tables}
+        return [
+            replace(row, table=names[row.correction_id])
+            for row in found
+            if self.wanted.is_meant(row.symbol, row.timestamp)
+        ]
 
     def _fits(self, cursor: Cursor[TupleRow], column_type: str) -> bool:
         """Whether the key can be of the type that an older table has."""
+        if column_type == self.market.id_type:
+            return True
         try:
             with cursor.connection.transaction():
-                _as_written(cursor, self._key, column_type)
-        except (psycopg.DataError, psycopg.IntegrityError):
+                _as_written(cursor, "KEY", self.wanted.key, column_type)
+        except InvalidOptionsError:
             return False
         return True
 
-    def _in_lists(self, cursor: Cursor[TupleRow]) -> Mapping[str, list[dict[str, Any]]]:
-        """Rows in quarantine and conflicts, which outlive the tables."""
+    def _in_list(self, cursor: Cursor[TupleRow], name: str) -> list[dict[str, Any]]:
+        """Rows in quarantine, or conflicts: these lists outlive the tables."""
         with cursor.connection.cursor(row_factory=dict_row) as rows:
-            return {
-                name: [
-                    row
-                    for row in rows.execute(query("row_history", name), {"id": self._key})
-                    if row["correction_id"] in self._operations
-                    and self._is_meant(row["symbol"], row["timestamp"])
-                ]
-                for name in ("quarantined", "conflicts")
-            }
+            found = rows.execute(query("row_history", name), {"id": self.wanted.key})
+            return [row for row in found if self.wanted.is_meant(row["symbol"], row["timestamp"])]
 
-    def _is_meant(self, symbol: str | None, timestamp: str | None) -> bool:
-        return self._symbol in {None, symbol} and self._timestamp in {None, timestamp}
-
-    def _now(self, planned: Sequence[PlannedRow]) -> list[_RowNow] | None:
+    def _now(self, cursor: Cursor[TupleRow], planned: Sequence[PlannedRow]) -> list[_RowNow] | None:
         """The rows of this id in the market table; None when it would have to be read whole."""
-        symbols = {self._symbol} if self._symbol else {row.symbol for row in planned}
-        times = {self._timestamp} if self._timestamp else {row.timestamp for row in planned}
-        narrows = not self._market.is_indexed and None not in symbols | times
+        wanted = self.wanted
+        symbols = {wanted.symbol} if wanted.symbol else {row.symbol for row in planned}
+        times = {wanted.timestamp} if wanted.timestamp else {row.timestamp for row in planned}
+        narrows = not self.market.is_indexed and symbols and times and None not in symbols | times
         statement = query(
             "row_history",
             "row_now",
-            market=self._tables.market,
-            id_type=sql.SQL(self._market.id_type),
-            updated_at=query("row_history", _updated_at(self._tables)),
+            market=sql.Identifier(self.settings.market_schema, self.settings.market_table),
+            id_type=sql.SQL(self.market.id_type),
+            updated_at=query(
+                "row_history", "updated_at" if self.market.has_updated_at else "no_updated_at"
+            ),
             narrowed=query(
                 "row_history",
                 "narrowed",
-                symbol_type=sql.SQL(self._market.symbol_type),
-                timestamp_type=sql.SQL(self._market.timestamp_type),
+                symbol_type=sql.SQL(self.market.symbol_type),
+                timestamp_type=sql.SQL(self.market.timestamp_type),
             )
-            if narrows and symbols and times
+            if narrows
             else sql.SQL(""),
         )
-        values = {"symbols": [*symbols], "timestamps": [*times], "most": _MOST_ROWS}
+        values = {
+            "id": wanted.key,
+            "symbols": [*symbols],
+            "timestamps": [*times],
+            "most": _MOST_ROWS,
+        }
         try:
-            with (
-                transaction(
-                    self._connection,
-                    self._settings,
-                    read_only=True,
-                    statement_timeout=_LONGEST_LOOK,
-                ) as cursor,
-                cursor.connection.cursor(row_factory=class_row(_RowNow)) as rows,
-            ):
-                found = rows.execute(statement, {"id": self._key, **values}).fetchall()
+            with cursor.connection.transaction():
+                set_local(cursor, self.settings, statement_timeout=_LONGEST_LOOK)
+                found = _all(cursor, _RowNow, statement, values)
         except errors.QueryCanceled:
             return None
-        return [row for row in found if self._is_meant(row.symbol, row.timestamp)]
+        finally:
+            set_local(cursor, self.settings)
+        return [row for row in found if wanted.is_meant(row.symbol, row.timestamp)]
 
-    def _changed_symbols(self, cursor: Cursor[TupleRow], symbols: list[str]) -> dict[str, int]:
-        """Rows of these symbols that operations without a table changed, by correctionId."""
-        ids = [o.correction_id for o in self._operations.values() if o.id_type is None]
-        values = {"ids": ids, "symbols": symbols}
-        return dict(cursor.execute(query("row_history", "changed_symbols"), values).fetchall())
+    def _elsewhere(self, cursor: Cursor[TupleRow], symbols: list[str]) -> _Elsewhere:
+        values = {"schema": self.settings.market_schema, "symbols": symbols}
+        with cursor.connection.cursor(row_factory=dict_row) as found:
+            rows = found.execute(_planning("elsewhere"), values).fetchall()
+        listed = [(_operation(row), row) for row in rows if row["correction_id"] is not None]
+        return _Elsewhere(
+            archives=[operation for operation, row in listed if row["is_archived"]],
+            gone=[
+                gone_rows(operation, row["records"], row["gone_because"])
+                for operation, row in listed
+                if not row["is_archived"]
+            ][:_MOST_GONE],
+            operations_gone=rows[0]["operations_gone"],
+        )
 
     def _in_archives(
-        self, find_archived: FindArchived | None, changed: Mapping[str, int] | None
+        self, find_archived: FindArchived | None, files: Sequence[PlanningOperation]
     ) -> tuple[list[PlannedRow], int]:
-        """(rows, files not read). Files that cannot hold the symbol are passed over."""
+        """(rows, files not read)."""
+        if find_archived is None:
+            return [], len(files)
         found: list[PlannedRow] = []
-        files = [
-            o
-            for o in self._operations.values()
-            if o.id_type is None
-            and o.is_archived
-            and (changed is None or o.has_skipped or o.correction_id in changed)
-        ]
-        read = files[:_MOST_ARCHIVES] if find_archived else []
-        not_read = len(files) - len(read)
-        for operation in read:
-            assert find_archived is not None  # noqa: S101 - only then there is something to read
+        not_read = max(0, len(files) - _MOST_ARCHIVES)
+        for operation in files[:_MOST_ARCHIVES]:
             try:
-                rows = [*find_archived(operation.correction_id, self._key)]
+                rows = [*find_archived(operation.correction_id, self.wanted.key)]
             except AssetClassError:
-                # Missing or damaged: said by its number, while the rest of the history is shown.
+                # Missing or damaged: it is counted, and the rest of the history is shown.
                 not_read += 1
                 continue
-            found += [_archived(operation, row) for row in rows]
-        meant = [row for row in found if self._is_meant(row.symbol, row.timestamp)]
-        return meant, not_read
+            found += [
+                _archived(operation, row)
+                for row in rows
+                if self.wanted.is_meant(row.symbol, row.timestamp)
+            ]
+        return found, not_read
 
     def _events(
-        self,
-        cursor: Cursor[TupleRow],
-        planned: Sequence[PlannedRow],
-        noted: Mapping[str, list[dict[str, Any]]],
+        self, cursor: Cursor[TupleRow], planned: Sequence[PlannedRow], noted: _Lists
     ) -> list[_Placed]:
         quarantined = {(row["correction_id"], row["seq"]): row for row in noted["quarantined"]}
         facts = _facts(cursor, planned)
+        rows = [*noted["quarantined"], *noted["conflicts"]]
+        ids = {row.correction_id for row in planned} | {row["correction_id"] for row in rows}
+        operations = {
+            operation.correction_id: operation
+            for operation in _all(
+                cursor, PlanningOperation, _planning("operations"), {"ids": [*ids]}
+            )
+        }
         events = []
         for row in planned:
             place = (row.correction_id, row.seq)
             refused = quarantined.pop(place, None)
-            operation = self._operations[row.correction_id]
-            event = planned_event(operation, row, facts.get(place, {}), refused)
+            event = planned_event(operations[row.correction_id], row, facts.get(place, {}), refused)
             events.append(_Placed(row.symbol, row.timestamp, event))
         for refused in quarantined.values():
-            event = quarantine_event(self._operations[refused["correction_id"]], refused)
+            event = quarantine_event(operations[refused["correction_id"]], refused)
             events.append(_Placed(refused["symbol"], refused["timestamp"], event))
-        return [*self._without_conflicts(events, noted["conflicts"]), *self._conflicts(noted)]
-
-    def _conflicts(self, noted: Mapping[str, list[dict[str, Any]]]) -> Iterator[_Placed]:
-        for row in noted["conflicts"]:
-            event = conflict_event(self._operations[row["correction_id"]], row)
-            yield _Placed(row["symbol"], row["timestamp"], event)
-
-    def _without_conflicts(
-        self, events: Sequence[_Placed], conflicts: Sequence[dict[str, Any]]
-    ) -> Iterator[_Placed]:
-        """A conflict says more than that the rollback skipped the row."""
-        listed = {(row["correction_id"], row["symbol"], row["timestamp"]) for row in conflicts}
-        for placed in events:
-            same = (placed.event.correction_id, placed.symbol, placed.timestamp)
-            if same not in listed or placed.event.has_changed:
-                yield placed
+        conflicts = [
+            _Placed(
+                row["symbol"],
+                row["timestamp"],
+                conflict_event(operations[row["correction_id"]], row),
+            )
+            for row in noted["conflicts"]
+        ]
+        return [*_without_conflicts(events, conflicts), *conflicts]
 
     def _trails(
         self, events: Sequence[_Placed], now: Sequence[_RowNow] | None
     ) -> Iterator[RowTrail]:
         """One for each row: where the id alone is no key, rows differ by symbol and time."""
         by_row: defaultdict[object, list[_Placed]] = defaultdict(list)
-        held: dict[object, _RowNow] = {}
         for placed in events:
             by_row[self._row_of(placed)].append(placed)
-        for row in now or []:
-            held[self._row_of(row)] = row
+        held = {self._row_of(row): row for row in now or []}
         for same in dict.fromkeys([*by_row, *held]):
             placed_here, row_now = by_row.get(same, []), held.get(same)
             shown: _RowNow | _Placed = row_now or placed_here[-1]
-            present = Present(
-                None
-                if row_now is None
-                else RowNow(asset_class=row_now.asset_class, updated_at=row_now.updated_at),
-                looked=now is not None,
-            )
+            holds = None
+            if row_now is not None:
+                holds = RowNow(asset_class=row_now.asset_class, updated_at=row_now.updated_at)
             yield make_trail(
-                self._key,
+                self.wanted.key,
                 shown.symbol,
                 shown.timestamp,
                 [placed.event for placed in placed_here],
-                present,
+                Present(holds, looked=now is not None),
             )
 
-    def _row_of(self, row: "_Placed | _RowNow") -> object:
-        return None if self._market.is_unique else (row.symbol, row.timestamp)
+    def _row_of(self, row: _Placed | _RowNow) -> object:
+        return None if self.market.is_unique else (row.symbol, row.timestamp)
 
     def _nothing(self, *, looked: bool) -> AssetClassError:
+        table = f"{self.settings.market_schema}.{self.settings.market_table}"
         if not looked:
             return InvalidOptionsError(
-                f"No operation knows a row {self._key!r}, and no index of "
-                f"{self._tables.market_name} begins with the id: name symbol and timestamp too."
+                f"No operation knows a row {self.wanted.key!r}, and no index of {table} begins "
+                "with the id: name symbol and timestamp too."
             )
         return RowNotFoundError(
-            f"{self._tables.market_name} holds no row {self._key!r} like that, and no operation "
-            "knows one."
+            f"{table} holds no row {self.wanted.key!r} like that, and no operation knows one."
         )
 
 
-def _one(cursor: Cursor[TupleRow], kind: type[Any], name: str, values: dict[str, object]) -> Any:  # noqa: ANN401
-    return _all(cursor, kind, name, values)[0]
+def _planning(name: str) -> Statement:
+    columns = query("row_history", "operation_columns")
+    planning = query("row_history", "planning")
+    return query("row_history", name, operation_columns=columns, planning=planning)
 
 
 def _all(
-    cursor: Cursor[TupleRow], kind: type[Any], name: str, values: dict[str, object]
-) -> list[Any]:
+    cursor: Cursor[TupleRow], kind: type[Found], statement: Statement, values: Mapping[str, object]
+) -> list[Found]:
     with cursor.connection.cursor(row_factory=class_row(kind)) as rows:
-        return rows.execute(query("row_history", name), values).fetchall()
+        return rows.execute(statement, values).fetchall()
 
 
-def _as_written(cursor: Cursor[TupleRow], value: str, column_type: str) -> str:
+def _as_written(cursor: Cursor[TupleRow], name: str, value: str, column_type: str) -> str:
     statement = query("row_history", "as_written", type=sql.SQL(column_type))
-    row = cursor.execute(statement, {"value": value}).fetchone()
+    try:
+        row = cursor.execute(statement, {"value": value}).fetchone()
+    except (psycopg.DataError, psycopg.IntegrityError):
+        raise InvalidOptionsError(
+            f"{name} {value[:60]!r} is no {column_type}, which that column of the table is."
+        ) from None
     return str(row[0]) if row else value
 
 
-def _updated_at(tables: MarketTables) -> str:
-    return "updated_at" if tables.has_updated_at else "no_updated_at"
+def _operation(row: Mapping[str, Any]) -> PlanningOperation:
+    return PlanningOperation(**{f.name: row[f.name] for f in fields(PlanningOperation)})
 
 
 def _archived(operation: PlanningOperation, row: ArchivedRow) -> PlannedRow:
@@ -447,7 +469,6 @@ def _archived(operation: PlanningOperation, row: ArchivedRow) -> PlannedRow:
         row.timestamp,
         row.asset_class,
         row.corrected_asset_class,
-        RowSource.ARCHIVE,
     )
 
 
@@ -458,3 +479,14 @@ def _facts(
     with cursor.connection.cursor(row_factory=dict_row) as rows:
         found = rows.execute(query("row_history", "facts"), values)
         return {(row["correction_id"], row["seq"]): row for row in found}
+
+
+def _without_conflicts(
+    events: Sequence[_Placed], conflicts: Sequence[_Placed]
+) -> Iterator[_Placed]:
+    """A conflict says more than that the rollback skipped the row."""
+    listed = {(c.event.correction_id, c.symbol, c.timestamp) for c in conflicts}
+    for placed in events:
+        same = (placed.event.correction_id, placed.symbol, placed.timestamp)
+        if same not in listed or placed.event.has_changed:
+            yield placed

@@ -1,23 +1,18 @@
 -- What became of one row: from the tables that operations leave, their ledger, and the market table.
 
--- name: sources
--- Every operation that planned rows, and where these can be read: a table that exists, else a file.
--- An operation from before the registry names its table itself; a plan without backup is named
--- after its operation. Types are spelled as SQL that means the same under every search path.
-SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.requested_by, o.reason, o.ticket,
-       o.run_id, o.started_at, o.finished_at, o.rollback_of::text AS rollback_of,
-       named.schema_name, named.table_name, format_type(id.atttypid, -1) AS id_type,
-       a.correction_id IS NOT NULL AND a.removed_at IS NULL AS is_archived,
-       EXISTS (SELECT FROM assetclass.operation_skipped_row s
-               WHERE s.correction_id = o.correction_id) AS has_skipped,
-       CASE WHEN a.removed_at IS NOT NULL THEN 'the retention of its archive is over'
-            WHEN b.dropped_at IS NOT NULL THEN coalesce(b.drop_reason, 'dropped')
-            WHEN NOT coalesce((o.options ->> 'createBackup')::boolean, true)
-                THEN 'it ran without a backup'
-            ELSE 'its table was dropped by hand' END AS gone_because
-FROM assetclass.operation o
+-- name: operation_columns
+o.correction_id::text AS correction_id, o.kind, o.status, o.requested_by, o.reason, o.ticket,
+o.run_id, o.started_at, o.finished_at, o.rollback_of::text AS rollback_of
+
+-- name: operations
+SELECT {operation_columns} FROM assetclass.operation o
+WHERE o.correction_id = ANY (%(ids)s::uuid[])
+
+-- name: planning
+-- Every operation that planned rows, and the table of these while it exists. One from before the
+-- registry names its table itself; a plan without backup is named after its operation.
+assetclass.operation o
 LEFT JOIN assetclass.backup b USING (correction_id)
-LEFT JOIN assetclass.archive a ON a.correction_id = o.correction_id
 CROSS JOIN LATERAL (
     SELECT o.kind = 'rollback' OR o.backup_table IS NOT NULL AS is_logged) kept
 CROSS JOIN LATERAL (
@@ -28,14 +23,50 @@ CROSS JOIN LATERAL (
                     CASE WHEN kept.is_logged THEN o.plan ->> 'table_name'
                          ELSE 'plan_' || replace(o.correction_id::text, '-', '') END)
                AS table_name) named
-LEFT JOIN (SELECT c.oid, c.relname, n.nspname
+LEFT JOIN (SELECT c.oid, c.relname::text AS table_name, n.nspname::text AS schema_name
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-           WHERE c.relkind IN ('r', 'p')) k
-       ON k.nspname = named.schema_name AND k.relname = named.table_name
+           WHERE c.relkind IN ('r', 'p')) standing
+       ON standing.schema_name = named.schema_name AND standing.table_name = named.table_name
       AND b.dropped_at IS NULL
-LEFT JOIN pg_attribute id ON id.attrelid = k.oid AND id.attname = 'id' AND NOT id.attisdropped
+
+-- name: tables
+-- Types are spelled as SQL that means the same under every search path.
+SELECT {operation_columns}, named.schema_name, named.table_name,
+       format_type(id.atttypid, -1) AS id_type
+FROM {planning}
+JOIN pg_attribute id ON id.attrelid = standing.oid AND id.attname = 'id' AND NOT id.attisdropped
 WHERE NOT o.dry_run AND o.records_planned > 0
 ORDER BY o.requested_at DESC
+
+-- name: elsewhere
+-- Operations without a table, newest first: how many of them have no archive either, then those
+-- whose archive may hold rows of these symbols, and those that changed such rows by their summary.
+-- Skipped rows are in no summary.
+WITH missing AS MATERIALIZED (
+    SELECT {operation_columns}, o.requested_at, c.records,
+           a.correction_id IS NOT NULL AND a.removed_at IS NULL AS is_archived,
+           CASE WHEN a.removed_at IS NOT NULL THEN 'the retention of its archive is over'
+                WHEN b.dropped_at IS NOT NULL THEN coalesce(b.drop_reason, 'dropped')
+                WHEN NOT coalesce((o.options ->> 'createBackup')::boolean, true)
+                    THEN 'it ran without a backup'
+                ELSE 'its table was dropped by hand' END AS gone_because
+    FROM {planning}
+    LEFT JOIN assetclass.archive a ON a.correction_id = o.correction_id
+    LEFT JOIN (SELECT correction_id, sum(records)::bigint AS records
+               FROM assetclass.operation_change
+               WHERE symbol = ANY (%(symbols)s::text[])
+               GROUP BY correction_id) c ON c.correction_id = o.correction_id
+    WHERE NOT o.dry_run AND o.records_planned > 0 AND standing.oid IS NULL
+)
+SELECT (SELECT count(*) FROM missing WHERE NOT is_archived) AS operations_gone, listed.*
+FROM (VALUES (1)) always
+LEFT JOIN (
+    SELECT * FROM missing m
+    WHERE m.records IS NOT NULL
+       OR m.is_archived AND (cardinality(%(symbols)s::text[]) = 0
+                             OR EXISTS (SELECT FROM assetclass.operation_skipped_row s
+                                        WHERE s.correction_id = m.correction_id::uuid))
+    ORDER BY m.requested_at DESC) listed ON true
 
 -- name: market_key
 -- Whether rows are found by their id alone without reading the whole table, whether an id means one
@@ -44,13 +75,17 @@ SELECT coalesce(bool_or(i.indkey[0] = id.attnum), false) AS is_indexed,
        coalesce(bool_or(i.indisunique AND i.indnkeyatts = 1 AND i.indkey[0] = id.attnum), false)
            AS is_unique,
        format_type(id.atttypid, -1) AS id_type, format_type(symbol.atttypid, -1) AS symbol_type,
-       format_type(moment.atttypid, -1) AS timestamp_type
-FROM pg_attribute id
-JOIN pg_attribute symbol ON symbol.attrelid = id.attrelid AND symbol.attname = 'symbol'
-JOIN pg_attribute moment ON moment.attrelid = id.attrelid AND moment.attname = 'timestamp'
-LEFT JOIN pg_index i ON i.indrelid = id.attrelid AND i.indisvalid AND i.indpred IS NULL
-WHERE id.attrelid = %(market)s::oid AND id.attname = 'id'
-GROUP BY id.atttypid, symbol.atttypid, moment.atttypid
+       format_type(moment.atttypid, -1) AS timestamp_type,
+       EXISTS (SELECT FROM pg_attribute u WHERE u.attrelid = id.attrelid
+               AND u.attname = 'updated_at' AND NOT u.attisdropped) AS has_updated_at
+FROM pg_class t
+JOIN pg_namespace n ON n.oid = t.relnamespace
+JOIN pg_attribute id ON id.attrelid = t.oid AND id.attname = 'id'
+JOIN pg_attribute symbol ON symbol.attrelid = t.oid AND symbol.attname = 'symbol'
+JOIN pg_attribute moment ON moment.attrelid = t.oid AND moment.attname = 'timestamp'
+LEFT JOIN pg_index i ON i.indrelid = t.oid AND i.indisvalid AND i.indpred IS NULL
+WHERE n.nspname = %(schema)s AND t.relname = %(table)s
+GROUP BY id.attrelid, id.atttypid, symbol.atttypid, moment.atttypid
 
 -- name: as_written
 -- A value as PostgreSQL writes one of this type.
@@ -115,13 +150,6 @@ SELECT c.correction_id::text AS correction_id, c.seq, c.symbol, c."timestamp",
 FROM assetclass.operation_conflict c
 JOIN assetclass.operation o USING (correction_id)
 WHERE c.id = %(id)s
-
--- name: changed_symbols
--- Of these operations, those that changed rows of these symbols, by their summary; and how many.
-SELECT c.correction_id::text, sum(c.records)::bigint
-FROM assetclass.operation_change c
-WHERE c.correction_id = ANY (%(ids)s::uuid[]) AND c.symbol = ANY (%(symbols)s::text[])
-GROUP BY c.correction_id
 
 -- name: has_key_index
 SELECT EXISTS (

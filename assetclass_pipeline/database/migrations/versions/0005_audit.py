@@ -96,6 +96,7 @@ _UP = (
     CREATE INDEX operation_quarantined_row_of_row ON assetclass.operation_quarantined_row (id)
     """,
     "CREATE INDEX operation_conflict_of_row ON assetclass.operation_conflict (id)",
+    "CREATE INDEX operation_change_of_symbol ON assetclass.operation_change (symbol)",
 )
 
 
@@ -105,6 +106,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("DROP INDEX assetclass.operation_change_of_symbol")
     op.execute("DROP INDEX assetclass.operation_conflict_of_row")
     op.execute("DROP INDEX assetclass.operation_quarantined_row_of_row")
     op.execute("DROP TABLE assetclass.audit_log")
