@@ -397,6 +397,34 @@ class TestOthersChangeRows:
         assert set(classes) <= {(None,), ("CRYPTO",)}
         assert operation.skipped_by_reason == {SkipReason.MOVED_OR_CHANGED: 10}
 
+    @pytest.mark.parametrize(
+        ("other", "reason"),
+        [
+            (Bar(6, "AAPL"), SkipReason.DELETED),
+            (Bar(5, "MSFT"), SkipReason.CHANGED_BY_OTHERS),
+            (Bar(5, "AAPL", "2024-03-02 12:00:00+00"), SkipReason.CHANGED_BY_OTHERS),
+            (Bar(5, "AAPL", None), SkipReason.CHANGED_BY_OTHERS),
+        ],
+    )
+    def test_an_address_that_holds_another_row_by_now(
+        self, make_market: MakeMarket, other: Bar, reason: SkipReason
+    ) -> None:
+        """Guard: id, symbol and time are compared each; what the audit says was this very row."""
+        key = 'UNIQUE (id, symbol, "timestamp")'
+        market = make_market(key=key).list_symbols(*REFERENCE).add([Bar(5, "AAPL")])
+        where: LiteralString = "SELECT ctid::text FROM {}"
+        request = request_of()
+        plan_now(market, request)
+        planned_at = market.rows(where, market.market_identifier)
+        market.execute("DELETE FROM {}", market.market_identifier)
+        market.execute("VACUUM {}", market.market_identifier)
+        market.add([other])
+        assert market.rows(where, market.market_identifier) == planned_at
+        operation = correct_now(market, request)
+        assert operation.skipped_by_reason == {reason: 1}
+        assert (operation.records_planned, operation.records_corrected) == (2, 1)
+        assert_accounted(market, operation)
+
     def test_rows_alike_in_everything_are_all_written(self, make_market: MakeMarket) -> None:
         """Rows whose key holds a NULL moved: each planned row takes one of them."""
         key = 'UNIQUE (id, symbol, "timestamp")'
