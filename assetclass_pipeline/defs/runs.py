@@ -70,7 +70,7 @@ def request_of(
         correction_id=correction_id,
         options=options,
         scope=calendar.range_of(months.start, months.end),
-        requested_by=_requester(tags),
+        requested_by=requester_of(tags),
         reason=tags.get(REASON_TAG),
         ticket=tags.get(TICKET_TAG),
         run_id=context.run.run_id,
@@ -129,7 +129,8 @@ def _window_end(run: dg.DagsterRun) -> datetime | None:
     return datetime.fromisoformat(said) if said else None
 
 
-def _requester(tags: Mapping[str, str]) -> str:
+def requester_of(tags: Mapping[str, str]) -> str:
+    """Who started a run: a person, a schedule, or nobody that Dagster knows."""
     if user := tags.get(USER_TAG):
         return user
     if schedule := tags.get("dagster/schedule_name"):
