@@ -26,7 +26,10 @@ from assetclass_pipeline.defs.rollback import rollback_job
 from assetclass_pipeline.defs.schedules import (
     daily_data_quality_schedule,
     nightly_correction_schedule,
+    quarterly_recovery_drill_schedule,
+    weekly_backup_cleanup_schedule,
 )
+from assetclass_pipeline.defs.upkeep import backup_cleanup_job, recovery_drill_job
 from assetclass_pipeline.settings import Settings, load_settings
 
 
@@ -54,8 +57,19 @@ def build_defs(
             quality_report_asset(settings),
         ],
         asset_checks=[reference_is_sound],
-        jobs=[correction_job, data_quality_job, rollback_job],
-        schedules=[nightly_correction_schedule(settings), daily_data_quality_schedule(settings)],
+        jobs=[
+            correction_job,
+            rollback_job,
+            data_quality_job,
+            backup_cleanup_job,
+            recovery_drill_job,
+        ],
+        schedules=[
+            nightly_correction_schedule(settings),
+            daily_data_quality_schedule(settings),
+            weekly_backup_cleanup_schedule(settings),
+            quarterly_recovery_drill_schedule(settings),
+        ],
         resources={
             DATABASE: database_resource(settings),
             CORRECTION_OPTIONS: CorrectionOptionsResource(),

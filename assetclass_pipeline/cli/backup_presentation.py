@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Backup,
         BackupList,
         CleanupReport,
+        DrillReport,
         UnregisteredTable,
         Verification,
         VerificationReport,
@@ -113,6 +114,31 @@ def _figures(found: "Verification") -> str:
         f"restore {count(found.restorable)}, find {count(found.changed)} changed, "
         f"{count(found.already_restored)} with their old value, {count(found.missing)} deleted"
     )
+
+
+def show_drill(console: Console, report: "DrillReport | None") -> None:
+    """How a drill went that proved what it restored."""
+    if report is None:
+        console.print(Text("There is no backup to try: no correction has changed rows yet."))
+        return
+    console.print(
+        Text(f"{report.table} of operation {report.correction_id}: ")
+        + Text("restored and proved equal, row by row", "green"),
+        soft_wrap=True,
+    )
+    deleted = f", {count(report.missing)} were deleted since" if report.missing else ""
+    rate = count(round(report.records_per_second or 0))
+    limit = duration(report.limit_seconds)
+    whole = duration(report.whole_restore_seconds)
+    within = "within" if report.within_limit else "LONGER THAN"
+    took = f"{count(report.restored)} rows in {duration(report.restore_seconds)}"
+    every = f"All {count(report.market_records)} rows of the market table"
+    lines = [
+        f"{took} ({rate} rows a second){deleted}.",
+        f"{every} would take about {whole}: {within} the limit of {limit}.",
+        "The scratch copy was dropped; the market table was only read.",
+    ]
+    console.print(section("Recovery drill", bullets(lines)))
 
 
 def size(number: int | None) -> str:

@@ -1,4 +1,4 @@
-"""`assetclass backups list | verify | cleanup | hold | release`.
+"""`assetclass backups list | verify | cleanup | hold | release | drill`.
 
 Belongs here: parsing, calling the engine, printing what it answers. Does not: how that looks to
 people (backup_presentation.py).
@@ -14,13 +14,14 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import backup_presentation as shown
 from assetclass_pipeline.cli.exit_status import FAILED
-from assetclass_pipeline.cli.presentation import for_people, print_model
+from assetclass_pipeline.cli.presentation import document, for_people, print_document, print_model
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.engine import backups
 from assetclass_pipeline.engine.backup_cleanup import clean_up
 from assetclass_pipeline.engine.backup_verification import verify_all, verify_backup
+from assetclass_pipeline.engine.recovery_drill import drill_recovery
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.backup import VerificationReport
 from assetclass_pipeline.settings import Settings, load_settings
@@ -34,14 +35,14 @@ app = typer.Typer()
 
 
 @contextmanager
-def _database(purpose: str) -> Iterator[tuple[Connection[TupleRow], Settings]]:
+def _database(purpose: str) -> Iterator[tuple[Connection[TupleRow], Settings, str]]:
     settings = load_settings()
     with (
         open_database(settings) as dsn,
         connect(dsn, settings, purpose=purpose) as connection,
     ):
         schema.require_schema(connection)
-        yield connection, settings
+        yield connection, settings, dsn
 
 
 @app.callback(invoke_without_command=True)
@@ -54,7 +55,7 @@ def _backups(context: typer.Context) -> None:
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Show every backup table, what keeps it, and tables that only look like one."""
-    with _database("backups list") as (connection, settings):
+    with _database("backups list") as (connection, settings, _):
         found = backups.list_backups(connection, settings)
     if as_json:
         print_model(found)
@@ -77,7 +78,7 @@ def verify(
     """
     if every is (correction_id is not None):
         raise InvalidOptionsError("Name one operation, or say --all for every backup.")
-    with _database("backups verify") as (connection, settings):
+    with _database("backups verify") as (connection, settings, _):
         if correction_id is None:
             report = verify_all(connection, settings)
         else:
@@ -103,7 +104,7 @@ def cleanup(
     Each one that is kept is named with its reason. Tables that look like backups and are not in the
     registry are reported, never dropped.
     """
-    with _database("backups cleanup") as (connection, settings):
+    with _database("backups cleanup") as (connection, settings, _):
         report = clean_up(connection, settings, by=this_user(), dry_run=dry_run)
     if as_json:
         print_model(report)
@@ -122,7 +123,7 @@ def hold(
     """Keep a backup beyond its retention until it is released."""
     if not reason.strip():
         raise InvalidOptionsError("--reason: say why the backup must stay.")
-    with _database("backups hold") as (connection, settings):
+    with _database("backups hold") as (connection, settings, _):
         held = backups.hold(connection, settings, correction_id, by=this_user(), reason=reason)
     if as_json:
         print_model(held)
@@ -137,7 +138,7 @@ def hold(
 @app.command()
 def release(correction_id: OperationId, as_json: AsJson = False) -> None:
     """Let a held backup expire again."""
-    with _database("backups release") as (connection, settings):
+    with _database("backups release") as (connection, settings, _):
         released = backups.release(connection, settings, correction_id, by=this_user())
     if as_json:
         print_model(released)
@@ -146,3 +147,23 @@ def release(correction_id: OperationId, as_json: AsJson = False) -> None:
             f"Backup {released.table_name} of operation {correction_id}: {released.why}.",
             soft_wrap=True,
         )
+
+
+@app.command()
+def drill(
+    correction_id: Annotated[
+        str | None,
+        typer.Argument(help="The operation; without it, the newest backup.", metavar="[ID]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore a backup into a scratch copy and prove it row by row; tell how long it takes.
+
+    The market table is only read, and the copy is dropped whatever happens.
+    """
+    with _database("backups drill") as (_, settings, dsn):
+        report = drill_recovery(dsn, settings, by=this_user(), correction_id=correction_id)
+    if as_json:
+        print_document({"drill": None if report is None else document(report)})
+    else:
+        shown.show_drill(for_people(), report)

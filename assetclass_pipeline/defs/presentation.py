@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from assetclass_pipeline.engine.planned_months import RolledBackMonth
+from assetclass_pipeline.model.backup import CleanupReport, DrillReport
 from assetclass_pipeline.model.operation import Conflict, Operation, SkipReason
 from assetclass_pipeline.model.preflight import Preflight
 from assetclass_pipeline.model.preview import Preview
@@ -268,6 +269,42 @@ def reference_metadata(report: ReferenceReport) -> Metadata:
             for sample in samples
         ),
     }
+
+
+def cleanup_metadata(report: CleanupReport) -> Metadata:
+    """What a cleanup dropped and kept, each table with its reason; and what it noticed."""
+    return {
+        "dropped": len(report.dropped),
+        "kept": len(report.kept),
+        "bytes_freed": 0 if report.dry_run else sum(each.bytes or 0 for each in report.dropped),
+        "dropped_tables": table(each.model_dump(mode="json") for each in report.dropped),
+        "kept_tables": table(each.model_dump(mode="json") for each in report.kept),
+        "dropped_by_hand": table({"correction_id": name} for name in report.noticed),
+        "unregistered_tables": table(each.model_dump(mode="json") for each in report.unregistered),
+        "archives_removed": table({"file": name} for name in report.archives_removed),
+    }
+
+
+def drill_metadata(report: DrillReport) -> Metadata:
+    """What a drill restored and how fast, beside the limit; times in seconds."""
+    metadata: Metadata = {
+        "correction_id": report.correction_id,
+        "backup_table": dg.MetadataValue.path(report.table),
+        "records": report.records,
+        "restored": report.restored,
+        "deleted_since": report.missing,
+        "different": report.different,
+        "duration_seconds": round(report.duration_seconds, 3),
+        "restore_seconds": round(report.restore_seconds, 3),
+        "market_records": report.market_records,
+        "limit_seconds": report.limit_seconds,
+        "within_limit": dg.MetadataValue.bool(report.within_limit),
+    }
+    if report.records_per_second is not None:
+        metadata["records_per_second"] = round(report.records_per_second, 1)
+    if report.whole_restore_seconds is not None:
+        metadata["whole_restore_seconds"] = round(report.whole_restore_seconds, 1)
+    return metadata
 
 
 def table(rows: Iterable[Mapping[str, Cell]]) -> dg.TableMetadataValue:

@@ -1,4 +1,4 @@
-"""Schedules: the nightly correction and the daily measurement.
+"""Schedules: the nightly correction, the daily measurement, the upkeep of backups.
 
 Belongs here: when a run starts and over which months. Does not: what the run does.
 """
@@ -12,6 +12,7 @@ from assetclass_pipeline.defs.jobs import CORRECTION_JOB, DATA_QUALITY_JOB
 from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.defs.runs import RESUME_TAG, STOP_AT_TAG
+from assetclass_pipeline.defs.upkeep import BACKUP_CLEANUP_JOB, RECOVERY_DRILL_JOB
 from assetclass_pipeline.engine.analysis import correctable_months
 from assetclass_pipeline.engine.audit import Asker, record_refusal
 from assetclass_pipeline.engine.claiming import refuse_while_active
@@ -24,6 +25,8 @@ from assetclass_pipeline.settings import Settings
 
 NIGHTLY_CORRECTION = "nightly_correction"
 DAILY_DATA_QUALITY = "daily_data_quality"
+WEEKLY_BACKUP_CLEANUP = "weekly_backup_cleanup"
+QUARTERLY_RECOVERY_DRILL = "quarterly_recovery_drill"
 _ASKER = Asker(Actor.schedule(NIGHTLY_CORRECTION).requester)
 
 
@@ -90,6 +93,33 @@ def daily_data_quality_schedule(settings: Settings) -> dg.ScheduleDefinition:
         execution_timezone=settings.time_zone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Measures the data after the nightly window and checks every threshold.",
+    )
+
+
+def weekly_backup_cleanup_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Archive and drop expired backups every Sunday, beside whatever runs then."""
+    return dg.ScheduleDefinition(
+        name=WEEKLY_BACKUP_CLEANUP,
+        job_name=BACKUP_CLEANUP_JOB,
+        cron_schedule="30 4 * * 0",
+        execution_timezone=settings.time_zone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=(
+            "Drops backups that are expired, proved, and neither held nor needed, after their rows "
+            "were archived."
+        ),
+    )
+
+
+def quarterly_recovery_drill_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Prove four times a year that a backup restores, and how fast."""
+    return dg.ScheduleDefinition(
+        name=QUARTERLY_RECOVERY_DRILL,
+        job_name=RECOVERY_DRILL_JOB,
+        cron_schedule="0 7 1 1,4,7,10 *",
+        execution_timezone=settings.time_zone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Restores the newest backup into a scratch copy and proves it row by row.",
     )
 
 

@@ -270,3 +270,34 @@ class CleanupReport(WireModel):
     noticed: list[str]
     unregistered: list[UnregisteredTable]
     archives_removed: list[str]
+
+
+class DrillReport(WireModel):
+    """A backup restored into a scratch copy of the rows that it is about.
+
+    `restored` rows of the copy were written, `different` ones did not hold their old value then,
+    `missing` ones were deleted from the market table since. `whole_restore_seconds` is what all
+    rows of the market table would take at this rate.
+    """
+
+    correction_id: str
+    table: str
+    drilled_at: Moment
+    passed: bool
+    records: int
+    restored: int
+    missing: int
+    different: int
+    duration_seconds: Seconds
+    restore_seconds: Seconds
+    records_per_second: float | None
+    market_records: int
+    whole_restore_seconds: Seconds | None
+    limit_seconds: Seconds
+    within_limit: bool
+    problems: list[str]
+
+
+def whole_restore(records: int, seconds: float, market_records: int) -> float | None:
+    """Seconds for every row of the market table at the rate of a drill; None without rows."""
+    return max(records, market_records) * seconds / records if records else None

@@ -107,3 +107,19 @@ def test_cleanup(assetclass: Command, market: Market, corrected: str) -> None:
     gone = assetclass("backups", "verify", corrected, "--json")
     assert (gone.status, gone.document["errorCode"]) == (1, "BACKUP_EXPIRED")
     assert assetclass("backups", "verify", "--all", "--json").document["passed"] is True
+
+
+def test_drill(assetclass: Command, market: Market) -> None:
+    none = assetclass("backups", "drill", "--json")
+    assert (none.status, none.document) == (0, {"drill": None}), none.explain()
+    market.fill(60)
+    request = CorrectionRequest(str(uuid4()), CorrectionOptions())
+    correct(market.dsn, market.settings, request)
+    people = assetclass("backups", "drill")
+    assert people.status == 0, people.explain()
+    assert "restored and proved equal" in people.out
+    assert "60 rows in" in people.out
+    market.execute("UPDATE assetclass.backup SET checksum = '1:7'")
+    failed = assetclass("backups", "drill", request.correction_id, "--json")
+    assert (failed.status, failed.document["errorCode"]) == (1, "BACKUP_DAMAGED")
+    assert "checksum differs" in failed.document["message"]

@@ -65,7 +65,13 @@ def test_checks(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
 
 def test_jobs(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
     shown = {}
-    for name in ("correction_job", "data_quality_job", "rollback_job"):
+    for name in (
+        "correction_job",
+        "data_quality_job",
+        "backup_cleanup_job",
+        "recovery_drill_job",
+        "rollback_job",
+    ):
         job = defs.resolve_job_def(name)
         layer = job.asset_layer
         shown[name] = {
@@ -89,6 +95,8 @@ def test_schedules(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
         for schedule in (
             defs.resolve_schedule_def("nightly_correction"),
             defs.resolve_schedule_def("daily_data_quality"),
+            defs.resolve_schedule_def("weekly_backup_cleanup"),
+            defs.resolve_schedule_def("quarterly_recovery_drill"),
         )
     } == snapshot
 

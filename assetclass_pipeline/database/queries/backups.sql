@@ -162,8 +162,17 @@ m.symbol::text = b.symbol::text AND m."timestamp" = b."timestamp"
 SELECT asset_class::text, count(*) FROM {backup} GROUP BY 1 ORDER BY 2 DESC, 1
 
 -- name: set_verification
+-- The last drill stays beside it.
 UPDATE assetclass.backup
-SET verified_at = clock_timestamp(), verification = %(verification)s
+SET verified_at = clock_timestamp(),
+    verification = CASE WHEN verification ? 'drill'
+                        THEN jsonb_build_object('drill', verification -> 'drill')
+                        ELSE '{{}}' END || %(verification)s
+WHERE correction_id = %(correction_id)s
+
+-- name: set_drill
+UPDATE assetclass.backup
+SET verification = coalesce(verification, '{{}}') || jsonb_build_object('drill', %(drill)s::jsonb)
 WHERE correction_id = %(correction_id)s
 
 -- name: seqs_of
@@ -225,3 +234,43 @@ SELECT FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s FOR
 UPDATE assetclass.backup
 SET dropped_at = clock_timestamp(), dropped_by = %(by)s, drop_reason = %(reason)s
 WHERE correction_id = %(correction_id)s
+
+-- name: old_drills
+-- Scratch copies whose drill was killed: the moment is in the name, and no drill takes a day.
+SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'assetclass' AND c.relkind = 'r'
+  AND c.relname ~ '^drill_[0-9]{{8}}_[0-9]{{6}}_[0-9a-f]{{8}}$'
+  AND c.relname < %(before)s
+
+-- name: copy_market_rows
+-- The rows that a restore would touch, as they are now. Unlogged: it lives for one drill.
+CREATE UNLOGGED TABLE {scratch} AS
+SELECT m.id, m.symbol, m."timestamp", m.asset_class, CURRENT_TIMESTAMP AS updated_at
+FROM {backup} b JOIN {market} m ON {same_row}
+
+-- name: index_scratch
+CREATE INDEX ON {scratch} (id)
+
+-- name: analyze_scratch
+ANALYZE {scratch}
+
+-- name: restore
+-- As the operators' guide has it, word by word but for the names.
+UPDATE {scratch}
+SET asset_class = backup.asset_class,
+    updated_at = CURRENT_TIMESTAMP
+FROM {backup} backup
+WHERE {scratch}.id = backup.id
+
+-- name: differences
+-- Rows of the scratch copy, and those that do not hold what they held before the correction.
+SELECT count(*), count(*) FILTER (WHERE m.asset_class::text IS DISTINCT FROM b.asset_class::text)
+FROM {scratch} m JOIN {backup} b ON {same_row}
+
+-- name: drop_scratch
+DROP TABLE IF EXISTS {scratch}
+
+-- name: market_records
+-- As the statistics have it.
+SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
+FROM pg_class c WHERE c.oid = ANY (%(leaves)s::oid[])
