@@ -148,12 +148,16 @@ def _lost(history: RowHistory) -> list[str]:
     ]
     if history.operations_without_rows:
         lines.append(
-            f"{count(history.operations_without_rows)} operations touched rows that are gone; "
+            f"{_some(history.operations_without_rows, 'operation')} touched rows that are gone; "
             "their per-symbol summary stays."
         )
     if history.archives_not_read:
         lines.append(
-            f"{count(history.archives_not_read)} archives were not read: they are missing, or "
-            "too many. --symbol leaves out those without rows of a symbol."
+            f"{_some(history.archives_not_read, 'archive')} may hold the row and could not be "
+            "read. --symbol leaves out those without rows of a symbol."
         )
     return lines
+
+
+def _some(number: int, thing: str) -> str:
+    return f"{count(number)} {thing}" if number == 1 else f"{count(number)} {thing}s"

@@ -183,9 +183,13 @@ _Lists = Mapping[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class _Elsewhere:
-    """Operations without a table: archives that may hold the row, and what is gone for good."""
+    """Operations without a table: archives that may hold the row, and what is gone for good.
+
+    `archives` are the newest of so many `archives_in_all`.
+    """
 
     archives: Sequence[PlanningOperation]
+    archives_in_all: int
     gone: Sequence[GoneRows]
     operations_gone: int
 
@@ -233,7 +237,7 @@ class _Look:
                 *(r.symbol for r in now or []),
             }
             elsewhere = self._elsewhere(cursor, sorted(s for s in symbols if s is not None))
-        archived, not_read = self._in_archives(find_archived, elsewhere.archives)
+        archived, not_read = self._in_archives(find_archived, elsewhere)
         with transaction(self.connection, self.settings, read_only=True) as cursor:
             events = self._events(cursor, [*planned, *archived], noted)
         trails = [*self._trails(events, now)]
@@ -328,12 +332,19 @@ class _Look:
         return [row for row in found if wanted.is_meant(row.symbol, row.timestamp)]
 
     def _elsewhere(self, cursor: Cursor[TupleRow], symbols: list[str]) -> _Elsewhere:
-        values = {"schema": self.settings.market_schema, "symbols": symbols}
+        values = {
+            "schema": self.settings.market_schema,
+            "symbols": symbols,
+            "most": _MOST_ARCHIVES,
+        }
         with cursor.connection.cursor(row_factory=dict_row) as found:
             rows = found.execute(_planning("elsewhere"), values).fetchall()
         listed = [(_operation(row), row) for row in rows if row["correction_id"] is not None]
         return _Elsewhere(
             archives=[operation for operation, row in listed if row["is_archived"]],
+            archives_in_all=max(
+                (row["alike"] for _, row in listed if row["is_archived"]), default=0
+            ),
             gone=[
                 gone_rows(operation, row["records"], row["gone_because"])
                 for operation, row in listed
@@ -343,14 +354,14 @@ class _Look:
         )
 
     def _in_archives(
-        self, find_archived: FindArchived | None, files: Sequence[PlanningOperation]
+        self, find_archived: FindArchived | None, elsewhere: _Elsewhere
     ) -> tuple[list[PlannedRow], int]:
         """(rows, files not read)."""
         if find_archived is None:
-            return [], len(files)
+            return [], elsewhere.archives_in_all
         found: list[PlannedRow] = []
-        not_read = max(0, len(files) - _MOST_ARCHIVES)
-        for operation in files[:_MOST_ARCHIVES]:
+        not_read = elsewhere.archives_in_all - len(elsewhere.archives)
+        for operation in elsewhere.archives:
             try:
                 rows = [*find_archived(operation.correction_id, self.wanted.key)]
             except AssetClassError:

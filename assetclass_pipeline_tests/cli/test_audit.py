@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from psycopg import sql
+
 from assetclass_pipeline_tests.cli.command import Command
 from assetclass_pipeline_tests.engine.runs import correct_now, plan_now, request_of
-from assetclass_pipeline_tests.market import Market
+from assetclass_pipeline_tests.market import Bar, Market
 
 
 def entries(assetclass: Command, *flags: str) -> list[dict[str, Any]]:
@@ -112,3 +114,42 @@ def test_export_writes_a_new_file_or_standard_output(
     again = assetclass(*flags)
     assert again.status == 2
     assert "new file" in again.err
+
+
+def test_row_tells_how_it_came_by_its_value_and_the_way_back(
+    assetclass: Command, market: Market
+) -> None:
+    market.list_symbols(("[b]AAPL", "STOCK")).add([Bar(n, "[b]AAPL") for n in (1, 2)])
+    done = correct_now(market)
+    market.execute("UPDATE market_data SET asset_class = 'BOND' WHERE id = 2")
+    finished = assetclass("audit", "row", "2", "--json")
+    assert (finished.status, finished.err) == (0, ""), finished.explain()
+    (row,) = finished.document["rows"]
+    assert row["changedByOthersSince"] is True
+    (event,) = row["events"]
+    assert (event["correctionId"], event["from"], event["to"]) == (
+        done.correction_id,
+        None,
+        "STOCK",
+    )
+    people = assetclass("audit", "row", "2")
+    assert people.status == 0
+    assert "Row 2, [b]AAPL at 2024-03-01 12:00:00+00: now BOND" in people.out
+    assert "Somebody else has changed it since." in people.out
+    assert "--take-backup-value" in people.out.replace("\n", "")
+    for name in market.backup_tables():
+        market.execute("DROP TABLE {}", sql.Identifier(name))
+    without = assetclass("audit", "row", "1").out
+    assert "1 operation touched rows that are gone" in without
+    assert "dropped by hand" in without
+
+
+def test_row_that_is_not_there(assetclass: Command, market: Market) -> None:
+    assert market.classes() == {}
+    missing = assetclass("audit", "row", "77", "--json")
+    assert (missing.status, missing.document["errorCode"]) == (4, "ROW_NOT_FOUND")
+    wrong = assetclass("audit", "row", "seven")
+    assert wrong.status == 2
+    assert "is no bigint" in wrong.err
+    market.execute("DROP TABLE market_data")
+    assert "does not exist" in assetclass("audit", "row", "1").err

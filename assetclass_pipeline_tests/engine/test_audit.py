@@ -191,6 +191,42 @@ class TestAppendOnly:
         finally:
             connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(role))
 
+    @every_postgres
+    def test_who_corrects_need_not_own_the_log(self, market: Market) -> None:
+        name = f"corrector {market.connection.info.dbname}"
+        role = sql.Identifier(name)
+        market.execute(
+            "CREATE ROLE {0} LOGIN PASSWORD 'x'; GRANT USAGE, CREATE ON SCHEMA public TO {0};"
+            "GRANT SELECT ON symbols, market_data TO {0};"
+            "GRANT UPDATE (asset_class, updated_at) ON market_data TO {0};"
+            "GRANT USAGE, CREATE ON SCHEMA assetclass TO {0};"
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA assetclass TO {0};"
+            "REVOKE UPDATE, DELETE ON assetclass.audit_log FROM {0}",
+            role,
+        )
+        market.fill(20)
+        try:
+            dsn = make_conninfo(market.dsn, user=name, password="x")
+            done = correct_now(replace(market, dsn=dsn))
+            assert done.status is Status.SUCCEEDED
+            with connect(dsn, SETTINGS, purpose="test") as corrector:
+                assert audit.verify(corrector, SETTINGS).entries == 3
+                for statement in FORBIDDEN:
+                    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                        corrector.execute(statement)
+        finally:
+            market.execute("DROP OWNED BY {0}; DROP ROLE {0}", role)
+
+
+FORBIDDEN: tuple[LiteralString, ...] = (
+    "UPDATE assetclass.audit_log SET actor = 'eve'",
+    "ALTER TABLE assetclass.audit_log DISABLE TRIGGER refuse",
+    (
+        "CREATE OR REPLACE FUNCTION assetclass.audit_refuse() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN RETURN NULL; END'"
+    ),
+    "SET session_replication_role = replica",
+)
 
 # What the owner of the schema can do to entries 1 to 6, and what is said of it.
 TAMPERING: dict[str, tuple[LiteralString, str]] = {

@@ -345,6 +345,17 @@ class TestWithoutTables:
         assert history_of(market, 9, find_archived=archive.find).archives_not_read == 0
         assert archive.asked == []
 
+    def test_the_newest_archives_are_read_and_the_rest_is_counted(
+        self, market: Market, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        older = archived(market, correct_now(stocks(market, 1)))
+        market.execute("UPDATE market_data SET asset_class = NULL")
+        newer = archived(market, correct_now(market))
+        monkeypatch.setattr(row_history_module, "_MOST_ARCHIVES", 1)
+        found = history_of(market, 1, find_archived=newer.find)
+        assert (len(found.rows[0].events), found.archives_not_read) == (1, 1)
+        assert (len(newer.asked), older.asked) == (1, [])
+
     def test_an_archive_that_cannot_be_read_is_counted(self, market: Market) -> None:
         archived(market, correct_now(stocks(market, 1)))
 

@@ -96,7 +96,10 @@ _UP = (
     CREATE INDEX operation_quarantined_row_of_row ON assetclass.operation_quarantined_row (id)
     """,
     "CREATE INDEX operation_conflict_of_row ON assetclass.operation_conflict (id)",
-    "CREATE INDEX operation_change_of_symbol ON assetclass.operation_change (symbol)",
+    """
+    CREATE INDEX operation_change_of_symbol
+        ON assetclass.operation_change (symbol, correction_id)
+    """,
 )
 
 
