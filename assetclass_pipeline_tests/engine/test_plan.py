@@ -164,13 +164,16 @@ def test_rows_without_an_id_that_had_to_be_left_are_not_planned_again(
     make_market: MakeMarket, timestamp: str | None
 ) -> None:
     """Guard: a late pass knows planned rows by symbol and time where they have no id."""
-    market = make_market(key='UNIQUE (symbol, "timestamp")').list_symbols(("AAPL", "STOCK"))
+    market = make_market(key='UNIQUE (symbol, "timestamp")')
+    market.list_symbols(("AAPL", "STOCK"), ("MSFT", "STOCK"))
     market.add([Bar(None, "AAPL", timestamp), Bar(1, "AAPL", "2024-03-02 12:00:00+00")])
     request = request_of()
     plan_now(market, request)
     with psycopg.connect(market.dsn) as other:
         other.execute("SELECT FROM market_data WHERE id IS NULL FOR UPDATE")
+        # Late ones are another matter, of which only the symbol or only the time is known.
+        market.add([Bar(None, "MSFT", timestamp), Bar(None, "AAPL", "2024-03-03 12:00:00+00")])
         operation = correct_now(market, request)
     assert operation.skipped_by_reason == {SkipReason.MOVED_OR_CHANGED: 1}
-    assert (operation.records_planned, operation.records_corrected) == (2, 1)
+    assert (operation.records_planned, operation.records_corrected) == (4, 3)
     assert report_of(market).correctable == 1

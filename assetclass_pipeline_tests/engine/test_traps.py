@@ -475,6 +475,7 @@ class TestOthersChangeTheReference:
             "UPDATE {} SET ticker = 'XBT' WHERE ticker = 'BTC'",
             "DELETE FROM {} WHERE ticker = 'BTC'",
             "INSERT INTO {} (ticker, asset_class) VALUES ('BTC', 'ETF')",
+            "INSERT INTO {} (ticker, asset_class) VALUES ('BTC', 'BOND')",
             "UPDATE {} SET asset_class = ' ' WHERE ticker = 'BTC'",
         ],
     )
@@ -492,6 +493,17 @@ class TestOthersChangeTheReference:
         kept = {n: None if c == "CRYPTO" else c for n, c in right().items()}
         assert market.classes() == kept
         assert_accounted(market, operation)
+
+    @pytest.mark.parametrize("nothing", ["NULL", "''", "' '"])
+    def test_another_row_without_a_class_takes_none_away(
+        self, market: Market, nothing: LiteralString
+    ) -> None:
+        request = request_of(batch_size=4)
+        plan_now(small(market), request)
+        statement: LiteralString = "INSERT INTO {} (ticker, asset_class) VALUES ('BTC', "
+        market.execute(statement + nothing + ")", market.symbols_identifier)
+        assert correct_now(market, request).records_corrected == 12
+        assert market.classes() == right()
 
     def test_a_renamed_ticker_does_not_get_the_class_of_its_old_name(self, market: Market) -> None:
         """Guard: the sweep compares the symbol too, not only key and old value."""
