@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import pyarrow.parquet as pq
@@ -370,3 +370,23 @@ def test_a_directory_that_cannot_be_used_is_refused_before_any_row_is_changed(
         correct_now(without_backup, create_backup=False)
     assert set(without_backup.classes().values()) == {None}
     assert correct_now(without_backup).records_corrected == 30
+
+
+def test_a_plan_that_a_crash_emptied_gives_no_file(
+    without_backup: Market, settings: Settings
+) -> None:
+    """Unlogged, it is empty after a crash of the server that we outlived."""
+    emptied: LiteralString = (
+        "CREATE FUNCTION empty_plan() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "EXECUTE format('DELETE FROM assetclass.%I', NEW.plan ->> 'table_name'); "
+        "RETURN NULL; END $$"
+    )
+    without_backup.connection.execute(emptied)
+    without_backup.execute(
+        "CREATE TRIGGER empty_plan AFTER UPDATE ON assetclass.operation FOR EACH ROW "
+        "WHEN (NEW.phase = 'verifying') EXECUTE FUNCTION empty_plan()"
+    )
+    with pytest.raises(ArchiveError, match="0 of the 30 rows that were planned"):
+        correct_now(without_backup, create_backup=False)
+    assert files_of(settings) == []
+    assert None not in without_backup.classes().values()
