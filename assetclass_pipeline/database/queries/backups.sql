@@ -276,3 +276,18 @@ DROP TABLE IF EXISTS {scratch}
 -- As the statistics have it.
 SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 FROM pg_class c WHERE c.oid = ANY (%(leaves)s::oid[])
+
+-- name: create_restored
+-- In the shape of a backup table, but for the addresses, which died with the correction.
+CREATE TABLE {table} (
+    seq bigint NOT NULL,
+    id {id_type},
+    symbol {symbol_type},
+    "timestamp" {timestamp_type},
+    asset_class {asset_class_type},
+    corrected_asset_class {asset_class_type}
+)
+
+-- name: fill_restored
+COPY {table} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class)
+FROM STDIN (FORMAT csv)
