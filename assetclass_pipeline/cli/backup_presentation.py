@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BackupList,
         CleanupReport,
         DrillReport,
+        RestoredArchive,
         UnregisteredTable,
         Verification,
         VerificationReport,
@@ -139,6 +140,18 @@ def show_drill(console: Console, report: "DrillReport | None") -> None:
         "The scratch copy was dropped; the market table was only read.",
     ]
     console.print(section("Recovery drill", bullets(lines)))
+
+
+def show_restored(console: Console, restored: "RestoredArchive") -> None:
+    """Where the rows of an archive are now."""
+    proof = "proved by the checksum of the table that was dropped"
+    unproved = "the dropped table had no checksum; that of the file is right"
+    console.print(
+        f"{restored.table} holds {count(restored.records)} rows of operation "
+        f"{restored.correction_id}, {proof if restored.proved else unproved}. Drop it when it is "
+        "not needed any more.",
+        soft_wrap=True,
+    )
 
 
 def size(number: int | None) -> str:

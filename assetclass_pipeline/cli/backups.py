@@ -1,4 +1,5 @@
-"""`assetclass backups list | verify | cleanup | hold | release | drill`.
+"""`assetclass backups list | verify | cleanup | hold | release | drill |
+restore-archive`.
 
 Belongs here: parsing, calling the engine, printing what it answers. Does not: how that looks to
 people (backup_presentation.py).
@@ -19,6 +20,7 @@ from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.engine import backups
+from assetclass_pipeline.engine.archive_restore import restore_archive
 from assetclass_pipeline.engine.backup_cleanup import clean_up
 from assetclass_pipeline.engine.backup_verification import verify_all, verify_backup
 from assetclass_pipeline.engine.recovery_drill import drill_recovery
@@ -167,3 +169,18 @@ def drill(
         print_document({"drill": None if report is None else document(report)})
     else:
         shown.show_drill(for_people(), report)
+
+
+@app.command("restore-archive")
+def restore_archive_(correction_id: OperationId, as_json: AsJson = False) -> None:
+    """Make a table of an archive again, in the shape of the backup that was dropped.
+
+    It stands in the schema assetclass; the operators' guide's restore works on it. No market row is
+    changed.
+    """
+    with _database("backups restore-archive") as (connection, settings, _):
+        restored = restore_archive(connection, settings, correction_id, by=this_user())
+    if as_json:
+        print_model(restored)
+    else:
+        shown.show_restored(for_people(), restored)

@@ -100,18 +100,26 @@ def write_archive(
     settings: Settings,
     source: Source,
     *,
+    expected: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> ArchiveFile:
     """Write the rows of a table that nobody changes any more; a file of an earlier try is replaced.
 
     Chunks are read in short transactions, `check` is called between them; the file appears under
-    its name only when it was read back, row by row equal to the table. Raises ArchiveError.
+    its name only when it was read back, row by row equal to the table. Raises ArchiveError, also
+    where the table does not hold the `expected` number of rows.
     """
     directory = require_directory(settings)
     rows = _Rows(connection, settings, source, check)
     name = f"{source.correction_id}{_SUFFIX}"
     with _readable(directory), _partial_file(directory, name) as partial:
         records = _write(partial, rows)
+        if expected not in (None, records):
+            raise ArchiveError(
+                f"The table of operation {source.correction_id} holds {records:,} of the "
+                f"{expected:,} rows that were planned: a crash of the server empties one that is "
+                "no backup. What was corrected stays; those rows cannot be archived any more."
+            )
         _prove(partial, rows)
         with partial.open("rb+") as written:
             os.fsync(written.fileno())

@@ -34,7 +34,6 @@ from assetclass_pipeline.engine.plan import (
     drop_plan,
     load_plan,
     make_plan,
-    plan_lost,
 )
 from assetclass_pipeline.engine.readiness import (
     estimate_error,
@@ -326,7 +325,7 @@ def _archive(correction: Correction, state: PlanState) -> ArchiveFile | None:
     """What an operation without a backup did stays known all the same; None where a table stays.
 
     Whoever dies before the end is committed leaves a file that nobody knows of; a resume writes it
-    again. Raises ArchiveError, and CorrectionFailedError when a crash has emptied the plan.
+    again. Raises ArchiveError, also when a crash has emptied the plan.
     """
     if correction.keeps_backup or correction.options.dry_run or not state.planned:
         return None
@@ -336,13 +335,14 @@ def _archive(correction: Correction, state: PlanState) -> ArchiveFile | None:
 
     def write() -> ArchiveFile:
         return write_archive(
-            correction.connection, correction.settings, source, check=correction.holder.stop.check
+            correction.connection,
+            correction.settings,
+            source,
+            expected=state.planned,
+            check=correction.holder.stop.check,
         )
 
-    file = correction.again(write)
-    if file.records != state.planned:
-        raise plan_lost(correction.holder)
-    return file
+    return correction.again(write)
 
 
 def _estimate_error(correction: Correction) -> float | None:

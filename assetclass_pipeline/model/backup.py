@@ -301,3 +301,12 @@ class DrillReport(WireModel):
 def whole_restore(records: int, seconds: float, market_records: int) -> float | None:
     """Seconds for every row of the market table at the rate of a drill; None without rows."""
     return max(records, market_records) * seconds / records if records else None
+
+
+class RestoredArchive(WireModel):
+    """A table made of an archive; `proved` where the checksum of the dropped table is known."""
+
+    correction_id: str
+    table: str
+    records: int
+    proved: bool

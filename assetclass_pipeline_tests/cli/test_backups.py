@@ -106,6 +106,9 @@ def test_cleanup(assetclass: Command, market: Market, corrected: str) -> None:
     assert "market_data_backup_by_me" in listed.out
     gone = assetclass("backups", "verify", corrected, "--json")
     assert (gone.status, gone.document["errorCode"]) == (1, "BACKUP_EXPIRED")
+    restored = assetclass("backups", "restore-archive", corrected)
+    assert restored.status == 0, restored.explain()
+    assert "holds 60 rows" in restored.out
     assert assetclass("backups", "verify", "--all", "--json").document["passed"] is True
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import pyarrow.parquet as pq
@@ -22,7 +23,14 @@ from assetclass_pipeline.engine.archive import (
     remove_expired,
     write_archive,
 )
-from assetclass_pipeline.errors import ArchiveError
+from assetclass_pipeline.engine.archive_restore import restore_archive
+from assetclass_pipeline.engine.backup_cleanup import clean_up
+from assetclass_pipeline.errors import (
+    ArchiveError,
+    NotUndoableError,
+    OperationNotFoundError,
+    OperationStateError,
+)
 from assetclass_pipeline.model.backup import Archive, ArchiveState
 from assetclass_pipeline.model.operation import Operation, Status
 from assetclass_pipeline.settings import Settings
@@ -370,3 +378,86 @@ def test_a_directory_that_cannot_be_used_is_refused_before_any_row_is_changed(
         correct_now(without_backup, create_backup=False)
     assert set(without_backup.classes().values()) == {None}
     assert correct_now(without_backup).records_corrected == 30
+
+
+def test_a_plan_that_a_crash_emptied_gives_no_file(
+    without_backup: Market, settings: Settings
+) -> None:
+    """Unlogged, it is empty after a crash of the server that we outlived."""
+    emptied: LiteralString = (
+        "CREATE FUNCTION empty_plan() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "EXECUTE format('DELETE FROM assetclass.%I', NEW.plan ->> 'table_name'); "
+        "RETURN NULL; END $$"
+    )
+    without_backup.connection.execute(emptied)
+    without_backup.execute(
+        "CREATE TRIGGER empty_plan AFTER UPDATE ON assetclass.operation FOR EACH ROW "
+        "WHEN (NEW.phase = 'verifying') EXECUTE FUNCTION empty_plan()"
+    )
+    with pytest.raises(ArchiveError, match="0 of the 30 rows that were planned"):
+        correct_now(without_backup, create_backup=False)
+    assert files_of(settings) == []
+    assert None not in without_backup.classes().values()
+
+
+def test_an_archive_becomes_a_table_again(
+    market: Market, settings: Settings, connection: Connection[TupleRow]
+) -> None:
+    odd = ["", "a,b", 'say "x"', "two\nlines", "cr\rlf\r\n", "\\N", "NULL", "日本"]
+    market.list_symbols(*((f"S{text}", "STOCK") for text in odd))
+    market.add(
+        Bar(n, f"S{text}", asset_class=asset_class)
+        for n, (text, asset_class) in enumerate(zip(odd, [*odd[1:], None], strict=True), start=1)
+    )
+    operation = correct_now(
+        market, only_process_null_asset_class=False, overwrite_existing_values=True
+    )
+    table = source_of(operation).identifier
+    rows = table_texts(market, table)
+    market.execute("UPDATE assetclass.backup SET expires_at = now() - interval '1 s'")
+    assert len(clean_up(connection, settings, by="test").dropped) == 1
+
+    restored = restore_archive(connection, settings, operation.correction_id, by="test")
+    assert (restored.records, restored.proved) == (len(odd), True)
+    again = sql.Identifier(*restored.table.split("."))
+    assert table_texts(market, again) == rows
+    assert market.backup_tables() == []
+    # The guide's own statement restores from it.
+    market.execute(
+        "UPDATE market_data SET asset_class = backup.asset_class, updated_at = CURRENT_TIMESTAMP "
+        "FROM {} backup WHERE market_data.id = backup.id",
+        again,
+    )
+    assert market.classes() == dict(enumerate([*odd[1:], None], start=1))
+    with pytest.raises(OperationStateError, match="there already"):
+        restore_archive(connection, settings, operation.correction_id, by="test")
+
+
+def test_what_cannot_become_a_table_again(
+    market: Market, settings: Settings, connection: Connection[TupleRow]
+) -> None:
+    market.fill(30)
+    operation = correct_now(market)
+    restore = partial(restore_archive, connection, settings, operation.correction_id, by="test")
+    with pytest.raises(NotUndoableError, match="does not exist"):
+        restore()
+    path = make_archive(connection, settings, operation)
+    market.execute("UPDATE assetclass.backup SET checksum = '1:7'")
+    with pytest.raises(ArchiveError, match="does not hold what its table held"):
+        restore()
+    market.execute("UPDATE assetclass.backup SET checksum = NULL")
+    market.execute("ALTER TABLE market_data ALTER symbol TYPE varchar(1) USING 'S'")
+    with pytest.raises(ArchiveError, match="value too long"):
+        restore()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="is altered"):
+        restore()
+    path.unlink()
+    with pytest.raises(ArchiveError, match="is missing"):
+        restore()
+    with pytest.raises(OperationNotFoundError):
+        restore_archive(connection, settings, "yesterday", by="test")
+    tables = market.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'archived\\_%'")
+    assert tables == 0

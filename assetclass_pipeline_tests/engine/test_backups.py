@@ -299,6 +299,17 @@ def test_an_old_value_that_became_too_long_or_unknown(market: Market) -> None:
     assert any("'S' (1 rows)" in problem for problem in found.problems)
 
 
+def test_a_key_or_a_backup_of_another_shape(market: Market) -> None:
+    backup = make_backup(market)
+    market.execute("ALTER TABLE market_data ALTER id TYPE text")
+    found = verify(market, backup.correction_id)
+    assert (found.passed, found.intact) == (False, True)
+    assert "does not fit the market table of today" in found.problems[0]
+    market.execute("ALTER TABLE {} DROP asset_class", table_of(backup))
+    found = verify(market, backup.correction_id)
+    assert (found.passed, found.intact) == (False, False)
+
+
 def test_a_table_dropped_by_hand_is_noticed(
     market: Market, connection: Connection[TupleRow]
 ) -> None:

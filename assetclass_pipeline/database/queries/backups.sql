@@ -140,14 +140,16 @@ SELECT o.records_planned, coalesce((o.plan ->> 'complete')::boolean, false),
 FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s
 
 -- name: compare
--- What a rollback would find of the rows that the operation changed.
+-- What a rollback would find of the rows that the operation changed. Asked the other way round,
+-- for the planner takes every "in these ranges" for one row in 200, and builds a table for those.
 SELECT count(*) FILTER (WHERE m.symbol IS NULL),
        count(*) FILTER (WHERE m.symbol IS NOT NULL
                           AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text),
        count(*) FILTER (WHERE m.asset_class::text = b.corrected_asset_class::text
                           AND m.asset_class::text IS DISTINCT FROM b.asset_class::text),
        count(*)
-FROM (SELECT * FROM {backup} WHERE seq <@ %(seqs)s::int8multirange) b
+FROM (SELECT id, symbol, "timestamp", asset_class, corrected_asset_class FROM {backup}
+      WHERE NOT seq <@ (int8multirange(int8range(NULL, NULL)) - %(seqs)s::int8multirange)) b
 LEFT JOIN {market} m ON {same_row}
 
 -- name: same_row_by_id
@@ -274,3 +276,18 @@ DROP TABLE IF EXISTS {scratch}
 -- As the statistics have it.
 SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 FROM pg_class c WHERE c.oid = ANY (%(leaves)s::oid[])
+
+-- name: create_restored
+-- In the shape of a backup table, but for the addresses, which died with the correction.
+CREATE TABLE {table} (
+    seq bigint NOT NULL,
+    id {id_type},
+    symbol {symbol_type},
+    "timestamp" {timestamp_type},
+    asset_class {asset_class_type},
+    corrected_asset_class {asset_class_type}
+)
+
+-- name: fill_restored
+COPY {table} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class)
+FROM STDIN (FORMAT csv)
