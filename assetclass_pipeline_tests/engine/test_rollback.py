@@ -26,7 +26,7 @@ from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import Conflict, Operation, Phase, Status
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
 from assetclass_pipeline_tests.engine.runs import (
-    broken_at,
+    broken_after,
     correct_now,
     operation_of,
     proof_of,
@@ -565,11 +565,11 @@ class TestGoingOn:
         assert (resumed.records_restored, resumed.records_conflicting) == (100, 0)
 
     def _cut_off(self, market: Market, request: RollbackRequest) -> Operation:
-        with broken_at(market, 100), pytest.raises(CorrectionFailedError):
+        with broken_after(market, 9), pytest.raises(CorrectionFailedError):
             undo_now(market, request)
         cut_off = operation_of(market, request.correction_id)
         assert cut_off.status is Status.FAILED
-        assert 0 < cut_off.records_corrected < 150
+        assert cut_off.records_corrected == 90
         return cut_off
 
 
@@ -617,7 +617,7 @@ class TestOthers:
         self, market: Market
     ) -> None:
         request = request_of(workers=1)
-        with broken_at(market.fill(100), 50), pytest.raises(CorrectionFailedError):
+        with broken_after(market.fill(100), 5), pytest.raises(CorrectionFailedError):
             correct_now(market, request)
         market.execute("UPDATE assetclass.operation SET status = 'timed_out', stop_at = now()")
         with connect(market.dsn, market.settings, purpose="test") as connection:
