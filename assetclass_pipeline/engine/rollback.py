@@ -297,7 +297,7 @@ def _record(rollback: Rollback, cursor: Cursor[TupleRow], state: PlanState) -> N
     dry_run = rollback.options.dry_run
     summarise(cursor, rollback.holder.correction_id, state, dry_run=dry_run)
     if not dry_run:
-        record_undone(cursor, rollback.undone, state)
+        record_undone(cursor, rollback.undone, state, is_partial=rollback.options.is_partial)
 
 
 def _keep_record(rollback: Rollback) -> None:

@@ -145,11 +145,10 @@ class Undoing:
         kind, status, dry_run, backup_table, plan, rollback_of, rolled_back_by, has_changed = row
         self._refuse_what_is_no_ended_correction(kind, status, rollback_of)
         self._refuse_what_changed_nothing(dry_run, has_changed, backup_table)
-        undone = Undone(self._of, self._id, PlanState.model_validate(plan), self.is_chosen)
-        has_begun, is_planned = cursor.execute(query("rollback", "begun"), keys).fetchone() or (
-            False,
-            False,
-        )
+        begun = cursor.execute(query("rollback", "begun"), keys).fetchone()
+        has_begun, is_planned = begun or (False, False)
+        own_plan = PlanState.model_validate(plan)
+        undone = Undone(self._of, self._id, own_plan, self.is_chosen, is_planned)
         if not is_planned:
             self._refuse_without_backup(cursor, undone, locked=locked)
         if has_begun:

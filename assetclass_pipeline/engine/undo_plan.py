@@ -11,7 +11,6 @@ scan ran, is planned without an address: the sweep finds it by key, or says why 
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from psycopg import Connection, Cursor, errors, sql
 from psycopg.rows import TupleRow
@@ -38,7 +37,7 @@ from assetclass_pipeline.model.rollback import RollbackOptions
 
 PLAN_PREFIX = "rollback_"
 # Of a leaf's part of the backup: then all hashes together cost less than the scan of the leaf.
-PAGES_PER_BACKUP_PAGE = 2
+PAGES_PER_BACKUP_PAGE = 3
 # Planned without an address.
 NOWHERE = 0
 
@@ -72,6 +71,38 @@ class _Part:
     segments: tuple[Segment, ...]
     scanned: int
     once_more: bool = False
+
+    @property
+    def records(self) -> int:
+        """Rows that the correction planned there."""
+        return sum(segment.last_seq - segment.first_seq + 1 for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some pages of a leaf, and how their rows are numbered."""
+
+    part: _Part
+    first_page: int
+    end_page: int
+    visits: int
+    stripe: int
+
+    @property
+    def values(self) -> dict[str, object]:
+        """What its statement is bound to."""
+        segments = self.part.segments
+        ranges = ",".join(f"[{segment.first_seq},{segment.last_seq}]" for segment in segments)
+        return {
+            "leaf": self.part.leaf.oid,
+            "first_address": f"({self.first_page},0)",
+            "end_address": f"({self.end_page},0)",
+            "lowest_seq": min(segment.first_seq for segment in segments),
+            "highest_seq": max(segment.last_seq for segment in segments),
+            "segments": f"{{{ranges}}}",
+            "visits": self.visits,
+            "stripe": self.stripe,
+        }
 
 
 def make_undo_plan(scan: UndoScan, state: PlanState | None) -> PlanState:
@@ -137,12 +168,13 @@ def _scan_part(scan: UndoScan, state: PlanState, part: _Part) -> None:
     if reuses and leaf.oid not in state.reusing:
         state.reusing.append(leaf.oid)
     size = pages if _may_be_alike(scan, leaf) else scan.holder.attempt(_chunk_pages, scan, part)
+    visits, stripe = _visits(state, part, pages)
     for page in range(state.scanned.get(part.scanned, 0), pages, max(1, size)):
         scan.holder.stop.check()
         # Waits while the throttle holds writers; the chunk itself may take longer than a write.
         scan.holder.attempt_to_write(None, scan.holder.stop.check)
-        end = min(page + size, pages)
-        scan.holder.attempt(partial(_add_chunk, scan, state, part, page, end))
+        chunk = _Chunk(part, page, min(page + size, pages), visits, stripe)
+        scan.holder.attempt(_add_chunk, scan, state, chunk)
 
 
 def _may_be_alike(scan: UndoScan, leaf: Leaf) -> bool:
@@ -155,47 +187,42 @@ def _chunk_pages(scan: UndoScan, part: _Part) -> int:
     names = {"schema": backup.schema_name, "table": backup.table_name}
     with transaction(scan.connection, scan.holder.settings, read_only=True) as cursor:
         row = cursor.execute(query("rollback", "table_pages"), names).fetchone()
-    records = sum(segment.last_seq - segment.first_seq + 1 for segment in part.segments)
-    pages = (row[0] if row else 0) * records / max(1, backup.planned)
+    pages = (row[0] if row else 0) * part.records / max(1, backup.planned)
     return max(PAGES_PER_CHUNK, round(PAGES_PER_BACKUP_PAGE * pages))
 
 
-def _add_chunk(scan: UndoScan, state: PlanState, part: _Part, page: int, end: int) -> None:
-    after = state.model_copy(deep=True)
-    seconds = scan.holder.settings.session.scan_timeout
+def _visits(state: PlanState, part: _Part, pages: int) -> tuple[int, int]:
+    """(visits of a page, rows of a stripe), by how many rows a page is likely to hold.
+
+    As in a correction; a stripe holds the same number of rows of each visit, but for the last one.
+    """
+    dense = part.records >= VISITS * pages and not part.once_more
+    if not dense or part.leaf.oid not in state.reusing:
+        return 1, max(1, part.records)
+    rows = part.records * min(pages, PAGES_PER_CHUNK) // max(1, pages)
+    return VISITS, max(1, rows // VISITS) * VISITS
+
+
+def _add_chunk(scan: UndoScan, state: PlanState, chunk: _Chunk) -> None:
+    part, after = chunk.part, state.model_copy(deep=True)
     try:
         with transaction(scan.connection, scan.holder.settings) as cursor:
-            if (stored := landed(scan.holder, cursor, part.scanned, end)) is not None:
+            if (stored := landed(scan.holder, cursor, part.scanned, chunk.end_page)) is not None:
                 state.segments, state.scanned = stored.segments, stored.scanned
                 return
-            set_local(
-                cursor,
-                scan.holder.settings,
-                **HASH_JOINS,
-                work_mem="64MB",
-                statement_timeout=f"{round(seconds * 1000)}ms",
-            )
-            row = cursor.execute(
-                _chunk_statement(scan, state, part),
-                {
-                    **scan.undone.values,
-                    **_bounds_of(part),
-                    "take_backup_value": scan.options.take_backup_value,
-                    "first_address": f"({page},0)",
-                    "end_address": f"({end},0)",
-                    "stripes": [f"({first},0)" for first in range(page, end, PAGES_PER_CHUNK)],
-                    "last_seq": state.planned,
-                    "leaf": part.leaf.oid,
-                    "can_reuse_space": part.leaf.oid in state.reusing,
-                    "visits": VISITS,
-                    "pages": end - page,
-                },
-            ).fetchone()
+            _let_it_hash(scan, cursor)
+            values = {
+                **scan.undone.values,
+                **chunk.values,
+                "take_backup_value": scan.options.take_backup_value,
+                "last_seq": state.planned,
+            }
+            row = cursor.execute(_chunk_statement(scan, state, part), values).fetchone()
             planned, restored, seqs = row or (0, 0, None)
             if restored:
                 _count_restored(scan, cursor, int(restored), seqs)
             after.add(part.leaf.oid, int(planned))
-            after.scanned[part.scanned] = end
+            after.scanned[part.scanned] = chunk.end_page
             _store(scan, cursor, after)
     except (errors.DataError, errors.IntegrityError) as error:
         raise CorrectionFailedError(
@@ -205,6 +232,19 @@ def _add_chunk(scan: UndoScan, state: PlanState, part: _Part, page: int, end: in
             "widen the column, then run it again."
         ) from None
     state.segments, state.scanned = after.segments, after.scanned
+
+
+def _let_it_hash(scan: UndoScan, cursor: Cursor[TupleRow]) -> None:
+    seconds = scan.holder.settings.session.scan_timeout
+    set_local(
+        cursor,
+        scan.holder.settings,
+        **HASH_JOINS,
+        work_mem="64MB",
+        # The default of newer versions; a hash that does not fit takes several turns.
+        hash_mem_multiplier="2",
+        statement_timeout=f"{round(seconds * 1000)}ms",
+    )
 
 
 def _chunk_statement(scan: UndoScan, state: PlanState, part: _Part) -> Statement:
@@ -217,25 +257,21 @@ def _chunk_statement(scan: UndoScan, state: PlanState, part: _Part) -> Statement
     identifier = part.leaf.identifier
     same_row = "same_row_with_nulls" if scan.survey.has_nulls else "same_row"
     found = "found_among_alike" if _may_be_alike(scan, part.leaf) else "found"
-    return query(
+    candidates = query(
         "rollback",
-        "add_chunk",
-        undo=state.identifier,
+        "candidates",
         leaf=identifier if is_foreign else sql.SQL("ONLY ") + identifier,
         chosen=scan.undone.chosen(*more),
         same_row=query("rollback", same_row),
         in_pages=sql.SQL("true") if is_foreign else query("rollback", "in_pages"),
-        found=query("rollback", found),
     )
-
-
-def _bounds_of(part: _Part) -> dict[str, object]:
-    ranges = ",".join(f"[{segment.first_seq},{segment.last_seq}]" for segment in part.segments)
-    return {
-        "lowest_seq": min(segment.first_seq for segment in part.segments),
-        "highest_seq": max(segment.last_seq for segment in part.segments),
-        "segments": f"{{{ranges}}}",
-    }
+    return query(
+        "rollback",
+        "add_chunk",
+        undo=state.identifier,
+        backup=scan.undone.plan.identifier,
+        found=query("rollback", found, candidates=candidates),
+    )
 
 
 def _count_restored(scan: UndoScan, cursor: Cursor[TupleRow], records: int, seqs: str) -> None:
@@ -256,13 +292,11 @@ def _has_rest(scan: UndoScan, state: PlanState) -> bool:
 
 def _add_rest(scan: UndoScan, state: PlanState) -> None:
     after = state.model_copy(deep=True)
-    seconds = scan.holder.settings.session.scan_timeout
     with transaction(scan.connection, scan.holder.settings) as cursor:
         if (stored := landed(scan.holder, cursor, NOWHERE, 1)) is not None:
             state.segments, state.scanned = stored.segments, stored.scanned
             return
-        timeout = f"{round(seconds * 1000)}ms"
-        set_local(cursor, scan.holder.settings, **HASH_JOINS, statement_timeout=timeout)
+        _let_it_hash(scan, cursor)
         chosen = scan.undone.chosen(query("rollback", "not_found_yet", undo=state.identifier))
         row = cursor.execute(
             query("rollback", "add_rest", undo=state.identifier, chosen=chosen),

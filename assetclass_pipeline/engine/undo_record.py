@@ -152,12 +152,6 @@ def _settle(cursor: Cursor[TupleRow], work: Work, undone: Undone, fates: _Fates)
 
 
 def _record_conflicts(cursor: Cursor[TupleRow], work: Work, undone: Undone, fates: _Fates) -> None:
-    statement = query(
-        "rollback",
-        "record_conflicts",
-        undo=work.plan.identifier,
-        backup=undone.plan.identifier,
-    )
     conflicts: dict[SkipReason, dict[int, str | None]] = {
         SkipReason.CHANGED_BY_OTHERS: fates.changed,
         SkipReason.DELETED: dict.fromkeys(fates.deleted),
@@ -166,6 +160,7 @@ def _record_conflicts(cursor: Cursor[TupleRow], work: Work, undone: Undone, fate
     for reason, rows in conflicts.items():
         if rows:
             values = {"seqs": [*rows], "classes_now": [*rows.values()], "reason": reason.value}
+            statement = query("rollback", "record_conflicts", undo=work.plan.identifier)
             cursor.execute(statement, {**undone.key, **values})
 
 
@@ -176,15 +171,20 @@ def _forget_conflicts(work: Work, undone: Undone) -> None:
         work.holder.require_ours(cursor)
 
 
-def record_undone(cursor: Cursor[TupleRow], undone: Undone, undo: PlanState) -> None:
+def record_undone(
+    cursor: Cursor[TupleRow], undone: Undone, undo: PlanState, *, is_partial: bool
+) -> None:
     """Keep which rows of the correction have their old value back by this rollback's batches."""
-    statement = query(
+    if not undo.complete:
+        return
+    written = query(
         "rollback",
-        "record_undone",
+        "written_of_some" if is_partial else "written_of_all",
         undo=undo.identifier,
         changed_seqs=changed("correction_id"),
+        standing_seqs=standing("undone", besides="correction_id"),
     )
-    cursor.execute(statement, undone.key)
+    cursor.execute(query("rollback", "record_undone", written=written), undone.key)
 
 
 def mark_rolled_back(cursor: Cursor[TupleRow], undone: Undone) -> None:
@@ -205,6 +205,6 @@ def record_cut_off(holder: Holder, undone: Undone) -> None:
                 of_earlier = Undone(
                     undone.correction_id, rollback_id, undone.plan, undone.is_chosen
                 )
-                record_undone(cursor, of_earlier, undo)
+                record_undone(cursor, of_earlier, undo, is_partial=True)
                 summarise(cursor, rollback_id, undo, dry_run=False)
         holder.require_ours(cursor)

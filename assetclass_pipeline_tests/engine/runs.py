@@ -86,17 +86,20 @@ def proof_of(market: Market, correction_id: str) -> Proof:
 
 
 @contextmanager
-def broken_at(market: Market, number: int) -> Iterator[None]:
-    """An operation that comes to the row of this id breaks off there, and keeps what it did."""
+def broken_after(market: Market, batches: int) -> Iterator[None]:
+    """Whatever operation runs breaks off after so many batches, and keeps what it did."""
     market.execute(
-        "CREATE FUNCTION break_off() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'XX000', MESSAGE = 'broken off'; END $$"
+        "CREATE FUNCTION break_off() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF (SELECT count(*) FROM assetclass.operation_batch JOIN assetclass.operation o"
+        "     USING (correction_id) WHERE o.status = 'running') >= TG_ARGV[0]::integer"
+        " THEN RAISE EXCEPTION USING ERRCODE = 'XX000', MESSAGE = 'broken off'; END IF;"
+        " RETURN NULL; END $$"
     )
     market.execute(
-        "CREATE TRIGGER break_off BEFORE UPDATE ON {} FOR EACH ROW WHEN (OLD.id = {})"
-        " EXECUTE FUNCTION break_off()",
+        "CREATE TRIGGER break_off BEFORE UPDATE ON {} FOR EACH STATEMENT"
+        " EXECUTE FUNCTION break_off({})",
         market.market_identifier,
-        sql.Literal(number),
+        sql.Literal(batches),
     )
     try:
         yield

@@ -22,7 +22,7 @@ from assetclass_pipeline.errors import (
 )
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
 from assetclass_pipeline_tests.engine.runs import (
-    broken_at,
+    broken_after,
     correct_now,
     operation_of,
     plan_now,
@@ -137,18 +137,17 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refused_before_anything_is_written(market: Market, name: str, dry_run: bool) -> None:
+def test_refused_before_anything_is_written(market: Market, name: str) -> None:
     refused = REFUSALS[name]
     undone = refused.set_up(market.fill(30))
     everything = _everything(market)
 
-    with pytest.raises(refused.error) as raised:
-        undo_now(market, undone, dry_run=dry_run)
-
-    for words in refused.words:
-        assert words in str(raised.value)
+    for dry_run in (False, True):
+        with pytest.raises(refused.error) as raised:
+            undo_now(market, undone, dry_run=dry_run)
+        for words in refused.words:
+            assert words in str(raised.value)
     assert _everything(market) == everything
 
 
@@ -207,7 +206,7 @@ def test_a_month_out_of_the_calendar_is_named(market: Market) -> None:
 
 def test_a_correction_that_was_rolled_back_does_not_go_on(market: Market) -> None:
     request = request_of(workers=1)
-    with broken_at(market.fill(100), 50), pytest.raises(CorrectionFailedError):
+    with broken_after(market.fill(100), 5), pytest.raises(CorrectionFailedError):
         correct_now(market, request)
     done = operation_of(market, request.correction_id).records_corrected
     assert 0 < done < 100

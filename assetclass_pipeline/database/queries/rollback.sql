@@ -113,25 +113,39 @@ AND b."timestamp" IS NOT DISTINCT FROM m."timestamp"
 -- name: in_pages
 m.ctid >= %(first_address)s::tid AND m.ctid < %(end_address)s::tid
 
+-- name: candidates
+-- What the chosen rows hold now, as far as they stand on some pages of one leaf. Only a hash join is
+-- left to the planner (nested loops and merge joins are off in this transaction): its estimate of the
+-- chosen rows is poor, and look-ups by key would cost ten times as much.
+SELECT b.seq AS undone_seq, m.ctid AS address, b.id, b.symbol, b."timestamp",
+       m.asset_class AS class_now, b.asset_class AS class_before,
+       CASE WHEN m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text THEN 2::smallint
+            WHEN %(take_backup_value)s
+                 OR m.asset_class::text IS NOT DISTINCT FROM b.corrected_asset_class::text
+            THEN 1::smallint ELSE 3::smallint END AS fate
+FROM {leaf} m JOIN ({chosen}) b ON {same_row}
+WHERE {in_pages}
+
 -- name: found
--- Each chosen row is at one place at most: a key says so.
-found AS MATERIALIZED (SELECT * FROM candidates)
+-- Each chosen row is at one place at most: a key says so. Fates: 1 planned, 2 restored, 3 changed.
+found AS MATERIALIZED ({candidates})
 
 -- name: found_among_alike
 -- Of rows alike in everything, the n-th chosen one takes the n-th that can be restored; then the
 -- rest of them those that are restored, and the rest of those what is left.
+candidates AS MATERIALIZED ({candidates}),
 planned AS MATERIALIZED (
     SELECT c.* FROM (
         SELECT c.*, dense_rank() OVER (PARTITION BY c.undone_seq ORDER BY c.address) AS place,
                dense_rank() OVER (PARTITION BY c.address ORDER BY c.undone_seq) AS turn
-        FROM candidates c WHERE c.fate = 'planned') c
+        FROM candidates c WHERE c.fate = 1) c
     WHERE c.place = c.turn
 ), restored AS MATERIALIZED (
     SELECT c.* FROM (
         SELECT c.*, dense_rank() OVER (PARTITION BY c.undone_seq ORDER BY c.address) AS place,
                dense_rank() OVER (PARTITION BY c.address ORDER BY c.undone_seq) AS turn
         FROM candidates c
-        WHERE c.fate = 'restored'
+        WHERE c.fate = 2
           AND NOT EXISTS (SELECT FROM planned p WHERE p.undone_seq = c.undone_seq)
           AND NOT EXISTS (SELECT FROM planned p WHERE p.address = c.address)) c
     WHERE c.place = c.turn
@@ -144,52 +158,41 @@ planned AS MATERIALIZED (
         FROM candidates c
         WHERE NOT EXISTS (SELECT FROM settled s WHERE s.undone_seq = c.undone_seq)
           AND NOT EXISTS (SELECT FROM settled s WHERE s.address = c.address)) c
-    WHERE c.place = c.turn AND c.fate = 'changed'
+    WHERE c.place = c.turn AND c.fate = 3
 ), found AS MATERIALIZED (
     SELECT * FROM settled UNION ALL SELECT * FROM changed
 )
 
 -- name: add_chunk
--- What the chosen rows hold now, as far as they stand on some pages of one leaf. Only a hash join is
--- left to the planner (nested loops and merge joins are off in this transaction): its estimate of the
--- chosen rows is poor, and look-ups by key would cost ten times as much. The rest is as in a
--- correction's plan: several visits where many rows of a page are written, stripe by stripe, so that
--- a visit finds in memory what the one before it has read.
-WITH candidates AS MATERIALIZED (
-    SELECT b.seq AS undone_seq, m.ctid AS address, b.id, b.symbol, b."timestamp",
-           m.asset_class AS class_now, b.asset_class AS class_before,
-           b.corrected_asset_class AS class_corrected,
-           CASE WHEN m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text THEN 'restored'
-                WHEN %(take_backup_value)s
-                     OR m.asset_class::text IS NOT DISTINCT FROM b.corrected_asset_class::text
-                THEN 'planned' ELSE 'changed' END AS fate
-    FROM {leaf} m JOIN ({chosen}) b ON {same_row}
-    WHERE {in_pages}
-), {found}, added AS (
+-- As in a correction's plan, batches visit a page several times where many of its rows are written,
+-- stripe by stripe of rows, so that a visit finds in memory what the one before it has read. The
+-- scan gives rows in physical order (nearly so, where the hash took several turns), so that a row's
+-- place tells its number without a sort: whole stripes before it, then in its own stripe of `n` rows
+-- the earlier visits, then the rows of its visit.
+WITH {found}, added AS (
     INSERT INTO {undo} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
                         source_table, source_address, undone_seq)
-    SELECT %(last_seq)s + row_number() OVER (
-               ORDER BY width_bucket(p.address, %(stripes)s::tid[]), mod(p.place, visits.number),
-                        p.place),
-           p.id, p.symbol, p."timestamp", p.class_now, p.class_before,
-           %(leaf)s::oid, p.address, p.undone_seq
-    FROM (SELECT f.*, row_number() OVER (ORDER BY f.address) AS place
-          FROM (SELECT undone_seq, address, id, symbol, "timestamp", class_now, class_before
-                FROM found WHERE fate = 'planned') f) p,
-         (SELECT CASE WHEN %(can_reuse_space)s AND count(*) >= %(visits)s::bigint * %(pages)s
-                      THEN %(visits)s ELSE 1 END AS number
-          FROM found WHERE fate = 'planned') visits
-    RETURNING seq
+    SELECT %(last_seq)s + 1 + s.first
+               + s.visit * (s.n / %(visits)s) + least(s.visit, s.n %% %(visits)s)
+               + (s.nth - s.first) / %(visits)s,
+           s.id, s.symbol, s."timestamp", s.class_now, s.class_before,
+           %(leaf)s::oid, s.address, s.undone_seq
+    FROM (SELECT p.*, p.nth - p.nth %% %(stripe)s AS first, p.nth %% %(visits)s AS visit,
+                 least(%(stripe)s, (SELECT count(*) FROM found WHERE fate = 1)
+                                   - p.nth + p.nth %% %(stripe)s) AS n
+          FROM (SELECT f.*, row_number() OVER () - 1 AS nth
+                FROM found f WHERE f.fate = 1) p) s
 ), conflicts AS (
     INSERT INTO assetclass.operation_conflict (correction_id, seq, id, symbol, "timestamp",
         class_before, class_corrected, class_now, reason)
     SELECT %(correction_id)s, f.undone_seq, f.id::text, f.symbol::text, f."timestamp"::text,
-           f.class_before::text, f.class_corrected::text, f.class_now::text, 'changed_by_others'
-    FROM found f WHERE f.fate = 'changed'
+           f.class_before::text, b.corrected_asset_class::text, f.class_now::text,
+           'changed_by_others'
+    FROM found f JOIN {backup} b ON b.seq = f.undone_seq WHERE f.fate = 3
 )
-SELECT (SELECT count(*) FROM added), count(*),
-       range_agg(int8range(undone_seq, undone_seq, '[]'))::text
-FROM found WHERE fate = 'restored'
+SELECT count(*) FILTER (WHERE fate = 1), count(*) FILTER (WHERE fate = 2),
+       (range_agg(int8range(undone_seq, undone_seq, '[]')) FILTER (WHERE fate = 2))::text
+FROM found
 
 -- name: add_rest
 -- Rows that the scan has not met: deleted, or moved while it ran. They are planned without an
@@ -225,11 +228,22 @@ ON CONFLICT (correction_id, rollback_id) DO UPDATE SET seqs = u.seqs + excluded.
 -- name: record_undone
 -- What a rollback has written, in the numbers of the correction's backup table.
 INSERT INTO assetclass.operation_undone AS old (correction_id, rollback_id, seqs)
-SELECT %(undone)s, %(correction_id)s, written.seqs
-FROM (SELECT range_agg(int8range(u.undone_seq, u.undone_seq, '[]')) AS seqs
-      FROM {undo} u WHERE u.seq <@ (SELECT {changed_seqs})) written
-WHERE written.seqs IS NOT NULL
+SELECT %(undone)s, %(correction_id)s, written.seqs FROM (SELECT {written} AS seqs) written
+WHERE NOT isempty(written.seqs)
 ON CONFLICT (correction_id, rollback_id) DO UPDATE SET seqs = old.seqs + excluded.seqs
+
+-- name: written_of_some
+coalesce((SELECT range_agg(int8range(u.undone_seq, u.undone_seq, '[]'))
+          FROM {undo} u WHERE u.seq <@ (SELECT {changed_seqs})), '{{}}'::int8multirange)
+
+-- name: written_of_all
+-- All that stood, but for what is in conflict and what was not written: sorting the few instead of
+-- the many saves a second for each million rows.
+{standing_seqs}
+- coalesce((SELECT range_agg(int8range(c.seq, c.seq, '[]')) FROM assetclass.operation_conflict c
+            WHERE c.correction_id = %(correction_id)s), '{{}}'::int8multirange)
+- coalesce((SELECT range_agg(int8range(u.undone_seq, u.undone_seq, '[]'))
+            FROM {undo} u WHERE NOT u.seq <@ (SELECT {changed_seqs})), '{{}}'::int8multirange)
 
 -- name: mark_rolled_back
 -- Undone is a correction of whose rows none holds its class any more: each is restored, or somebody
@@ -264,13 +278,14 @@ DELETE FROM assetclass.operation_conflict c USING {undo} u
 WHERE c.correction_id = %(correction_id)s AND u.undone_seq = c.seq
 
 -- name: record_conflicts
+-- What a planned row held is what the correction wrote, or, where the backup's value is taken
+-- whatever stands there, what others had made of it by then.
 INSERT INTO assetclass.operation_conflict (correction_id, seq, id, symbol, "timestamp",
     class_before, class_corrected, class_now, reason)
-SELECT %(correction_id)s, b.seq, b.id::text, b.symbol::text, b."timestamp"::text,
-       b.asset_class::text, b.corrected_asset_class::text, l.class_now, %(reason)s
+SELECT %(correction_id)s, u.undone_seq, u.id::text, u.symbol::text, u."timestamp"::text,
+       u.corrected_asset_class::text, u.asset_class::text, l.class_now, %(reason)s
 FROM unnest(%(seqs)s::bigint[], %(classes_now)s::text[]) AS l (seq, class_now)
 JOIN {undo} u ON u.seq = l.seq
-JOIN {backup} b ON b.seq = u.undone_seq
 ON CONFLICT (correction_id, seq) DO UPDATE
 SET class_now = excluded.class_now, reason = excluded.reason
 
