@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MOST_CHANGES = 10
 _MOST_CONFLICTS = 20
+_TOLD_AS_CONFLICTS = ("changed_by_others", "deleted", "already_restored")
 _COLOURS = {
     "succeeded": "green",
     "planned": "cyan",
@@ -121,9 +122,11 @@ def _next_steps(operation: "Operation") -> list[str]:
     again = f"assetclass rollback {operation.rollback_of} --reason ..."
     if operation.dry_run:
         return [f"Nothing was changed. `{again}` with the same options does it."]
-    options_of = f"`assetclass status {operation.rollback_of} --json`"
     steps = [
-        f"`assetclass execute` corrects the rows again; {options_of} shows with which options."
+        (
+            "`assetclass execute` corrects the rows again, with --overwrite-existing where "
+            "values were overwritten."
+        )
     ]
     if any(row.reason != "deleted" for row in operation.conflicts):
         steps.append(
@@ -206,11 +209,7 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
     if operation.throttle:
         facts["waits now"] = Text(" ".join(operation.throttle), "yellow")
     facts["rows"] = _rows_line(operation)
-    if operation.skipped_by_reason:
-        skipped = ", ".join(
-            f"{count(records)} {reason.replace('_', ' ')}"
-            for reason, records in operation.skipped_by_reason.items()
-        )
+    if skipped := _skipped_line(operation):
         facts["skipped"] = skipped
     optional = {
         "batches": _batches_line(operation),
@@ -224,7 +223,7 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
         "reason": operation.reason,
         "ticket": operation.ticket,
         "Dagster run": operation.run_id,
-        "backup table": operation.backup_table,
+        "backup table" if operation.rollback_of is None else "plan table": operation.backup_table,
         "retry of": operation.retry_of,
         "rollback of": operation.rollback_of,
         "rolled back by": operation.rolled_back_by,
@@ -241,6 +240,16 @@ def _silence_line(seconds: float, operation: "Operation") -> Text:
         return Text(f"dead, not heard of for {duration(seconds)}; {goes_on}", "bold red")
     return Text(
         f"not heard of for {duration(seconds)}; once it counts as dead, {goes_on}", "yellow"
+    )
+
+
+def _skipped_line(operation: "Operation") -> str:
+    """Rows that were left, by reason; a rollback lists its conflicts below."""
+    told = _TOLD_AS_CONFLICTS if operation.rollback_of is not None else ()
+    return ", ".join(
+        f"{count(records)} {reason.replace('_', ' ')}"
+        for reason, records in operation.skipped_by_reason.items()
+        if reason not in told
     )
 
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 import typer
 
 from assetclass_pipeline.cli import operation_presentation, presentation
+from assetclass_pipeline.cli.exit_status import FAILED
 from assetclass_pipeline.cli.flags import Chosen, rollback_options, with_rollback_flags
 from assetclass_pipeline.cli.through_dagster import (
     end_run,
@@ -96,7 +97,7 @@ def _rehearse(
 
 
 def _ask(found: Operation) -> None:
-    """Go on, or raise typer.Abort; without rows of others there is nothing to ask."""
+    """Return when the answer is yes; without rows of others there is nothing to ask."""
     overwritten = found.records_conflicting or 0
     if found.options["takeBackupValue"]:
         overwritten = found.records_planned or 0
@@ -105,9 +106,10 @@ def _ask(found: Operation) -> None:
     console = presentation.aside()
     if found.conflicts:
         console.print(operation_presentation.conflicts_section(found))
-    typer.confirm(
+    if not typer.confirm(
         f"{overwritten:,} rows were changed by others since the correction. Overwrite these "
         "changes with the values from before it?",
-        abort=True,
         err=True,
-    )
+    ):
+        console.print("Nothing was changed.")
+        raise typer.Exit(FAILED)

@@ -2,32 +2,15 @@
 
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import dagster as dg
 import psycopg
 
-from assetclass_pipeline.defs.instance import open_instance
-from assetclass_pipeline.engine.operations import get_operation, operation_status
-from assetclass_pipeline.model.operation import Operation, Status
-from assetclass_pipeline.settings import load_settings
+from assetclass_pipeline.engine.operations import get_operation
+from assetclass_pipeline.model.operation import Status
 from assetclass_pipeline_tests.cli.command import LONGEST, Command
+from assetclass_pipeline_tests.cli.running import instance_of, wait_for_progress
 from assetclass_pipeline_tests.market import Bar, Market
-
-
-@contextmanager
-def instance_of(assetclass: Command) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance that the command used, as `up` would open it."""
-    settings = load_settings(
-        home=Path(assetclass.settings["ASSETCLASS_HOME"]),
-        dagster_database_url=assetclass.settings["ASSETCLASS_DAGSTER_DATABASE_URL"],
-    )
-    with open_instance(settings, assetclass.settings["ASSETCLASS_DATABASE_URL"]) as instance:
-        yield instance
 
 
 def test_it_corrects_as_a_dagster_run_and_says_so_in_one_document(
@@ -115,18 +98,6 @@ def test_ctrl_c_stops_it_between_two_batches_and_the_next_one_does_the_rest(
     rest = assetclass("execute", "--json", "--batch-size", "5000")
     assert rest.status == 0, rest.explain()
     assert rest.document["recordsCorrected"] == 20_000 - corrected
-
-
-def wait_for_progress(market: Market, process: subprocess.Popen[str]) -> Operation:
-    """The operation as soon as it has corrected some rows."""
-    deadline = time.monotonic() + LONGEST
-    while time.monotonic() < deadline and process.poll() is None:
-        active = operation_status(market.connection, market.settings).current_operation
-        if active is not None and active.records_corrected > 50:
-            return active
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError(f"no progress: {process.communicate()}")
 
 
 def test_a_failed_run_tells_the_operations_error(
