@@ -197,7 +197,7 @@ def complete_plan(scan: Planning, state: PlanState) -> None:
         size = scan.batch_size or size_range(state.planned)[0]
         complete = state.model_copy(update={"complete": True, "batch_size": size})
         backups.seal(cursor, scan.holder.correction_id, state.identifier)
-        _store(scan.holder, cursor, state, complete)
+        store_plan(scan.holder, cursor, state, complete)
     state.complete, state.batch_size = True, size
 
 
@@ -262,7 +262,7 @@ def _begin_again(scan: PlanScan, state: PlanState, leaf: Leaf) -> None:
     after.scanned.pop(leaf.oid, None)
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
         index_keys(cursor, state)
-        _store(scan.holder, cursor, state, after)
+        store_plan(scan.holder, cursor, state, after)
     state.scanned = after.scanned
 
 
@@ -277,7 +277,7 @@ def _begin_late_pass(scan: PlanScan, state: PlanState) -> None:
     with transaction(scan.connection, scan.holder.settings, statement_timeout="0") as cursor:
         index_keys(cursor, state)
         backups.unseal(cursor, scan.holder.correction_id)
-        _store(scan.holder, cursor, state, after)
+        store_plan(scan.holder, cursor, state, after)
     state.scanned = after.scanned
 
 
@@ -363,7 +363,7 @@ def _add_chunk(scan: PlanScan, state: PlanState, chunk: _Chunk) -> None:
                 raise _LeafRewrittenError
             after.add(leaf.oid, int(row[0]) if row else 0)
             after.scanned[leaf.oid] = chunk.end
-            _store(scan.holder, cursor, state, after)
+            store_plan(scan.holder, cursor, state, after)
     except (errors.DataError, errors.IntegrityError) as error:
         # The second is a domain's own check.
         raise CorrectionFailedError(
@@ -387,9 +387,10 @@ def landed(
     return PlanState.model_validate(stored[0]) if stored else None
 
 
-def _store(
+def store_plan(
     holder: Holder, cursor: psycopg.Cursor[TupleRow], before: PlanState, after: PlanState
 ) -> None:
+    """Keep how far the plan came. Raises CorrectionFailedError where the server forgot a part."""
     require_stored(holder, cursor, before)
     holder.update_with(cursor, "set_plan", after.stored)
 

@@ -10,6 +10,7 @@ or else the hash would cost more than the scan. What no leaf holds any more, or 
 scan ran, is planned without an address: the sweep finds it by key, or says why not.
 """
 
+import time
 from dataclasses import dataclass
 
 from psycopg import Connection, Cursor, errors, sql
@@ -30,6 +31,8 @@ from assetclass_pipeline.engine.plan import (
     landed,
     load_plan,
     look_at,
+    rest_after_chunk,
+    store_plan,
 )
 from assetclass_pipeline.engine.undo_check import HASH_JOINS, Survey, Undone
 from assetclass_pipeline.errors import CorrectionFailedError
@@ -174,7 +177,9 @@ def _scan_part(scan: UndoScan, state: PlanState, part: _Part) -> None:
         # Waits while the throttle holds writers; the chunk itself may take longer than a write.
         scan.holder.attempt_to_write(None, scan.holder.stop.check)
         chunk = _Chunk(part, page, min(page + size, pages), visits, stripe)
+        began = time.monotonic()
         scan.holder.attempt(_add_chunk, scan, state, chunk)
+        rest_after_chunk(scan.holder, scan.options.pace, time.monotonic() - began)
 
 
 def _may_be_alike(scan: UndoScan, leaf: Leaf) -> bool:
@@ -223,7 +228,7 @@ def _add_chunk(scan: UndoScan, state: PlanState, chunk: _Chunk) -> None:
                 _count_restored(scan, cursor, int(restored), seqs)
             after.add(part.leaf.oid, int(planned))
             after.scanned[part.scanned] = chunk.end_page
-            _store(scan, cursor, after)
+            store_plan(scan.holder, cursor, state, after)
     except (errors.DataError, errors.IntegrityError) as error:
         raise CorrectionFailedError(
             f"A class that rows held before correction {scan.undone.correction_id} does not fit "
@@ -304,9 +309,5 @@ def _add_rest(scan: UndoScan, state: PlanState) -> None:
         ).fetchone()
         after.add(NOWHERE, int(row[0]) if row else 0)
         after.scanned[NOWHERE] = 1
-        _store(scan, cursor, after)
+        store_plan(scan.holder, cursor, state, after)
     state.segments, state.scanned = after.segments, after.scanned
-
-
-def _store(scan: UndoScan, cursor: Cursor[TupleRow], state: PlanState) -> None:
-    scan.holder.update_with(cursor, "set_plan", state.stored)
