@@ -28,6 +28,7 @@ from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.work import Work, set_updated_at
 from assetclass_pipeline.errors import (
     CorrectionFailedError,
+    ErrorRateError,
     OperationFencedError,
     OperationInProgressError,
     PreflightRefusedError,
@@ -345,6 +346,30 @@ class TestOthersChangeRows:
         assert operation.records_corrected == 10
         assert market.classes() == {n: c for n, c in right().items() if n > 2}
         assert_accounted(market, operation)
+
+    @pytest.mark.parametrize(("poisoned", "ends_well"), [(1, True), (10, False)])
+    def test_of_moved_rows_those_that_the_database_refuses_are_quarantined(
+        self, market: Market, poisoned: int, ends_well: bool
+    ) -> None:
+        """Guards: the sweep halves what fails; the error rate; a later pass leaves them out."""
+        request = request_of(batch_size=50)
+        plan_now(market.fill(100), request)
+        market.execute("UPDATE {} SET close = close + 1", market.market_identifier)
+        market.execute(
+            f"ALTER TABLE {{}} ADD CHECK (id > {poisoned} OR asset_class IS NULL)",
+            market.market_identifier,
+        )
+        if ends_well:
+            operation = correct_now(market, request)
+            assert (operation.records_corrected, operation.records_failed) == (99, 1)
+            assert_accounted(market, operation)
+            return
+        with pytest.raises(ErrorRateError):
+            correct_now(market, request)
+        market.execute("ALTER TABLE {} DROP CONSTRAINT market_data_check", market.market_identifier)
+        # Whoever goes on gives them another try.
+        operation = correct_now(market, request)
+        assert (operation.records_corrected, operation.records_failed) == (100, 0)
 
     def test_rows_that_moved_to_another_partition_are_found_again(
         self, make_market: MakeMarket
