@@ -31,12 +31,11 @@ def test_the_log_shows_who_did_what_the_newest_first(assetclass: Command, market
     assert found[0]["correctionId"] == done.correction_id
     assert found[0]["actorKind"] == "os_user"
     assert found[0]["happenedAt"].endswith("Z")
-    assert [e["number"] for e in entries(assetclass, "--limit", "1")] == [3]
-    assert [e["number"] for e in entries(assetclass, "--operation", done.correction_id)] == [3, 2]
-    assert [e["number"] for e in entries(assetclass, "--action", "upgrade_schema")] == [1]
-    assert [e["number"] for e in entries(assetclass, "--actor", "test")] == [3, 2]
+    chosen = ["--operation", done.correction_id, "--actor", "test", "--limit", "1"]
+    times = ["--since", "2020-01-01T00:00:00+03:00", "--until", "2100-01-01"]
+    assert [e["number"] for e in entries(assetclass, *chosen, *times)] == [3]
     assert entries(assetclass, "--until", "2020-01-01") == []
-    assert len(entries(assetclass, "--since", "2020-01-01T00:00:00+03:00")) == 3
+    assert [e["number"] for e in entries(assetclass, "--action", "upgrade_schema")] == [1]
     people = assetclass("audit", "log").out
     assert "claim operation" in people
     assert done.correction_id in people.replace("\n", "").replace(" ", "")
