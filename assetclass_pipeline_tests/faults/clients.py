@@ -21,13 +21,18 @@ from uuid import uuid4
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.engine.operations import get_operation
+from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
+from assetclass_pipeline.engine.running import Observer
 from assetclass_pipeline.errors import AssetClassError, OperationInProgressError
 from assetclass_pipeline.model.operation import Operation, Phase
 from assetclass_pipeline.model.options import parse_options
+from assetclass_pipeline.model.rollback import parse_rollback_options
 from assetclass_pipeline.settings import Settings
 from assetclass_pipeline_tests.faults.scene import PATIENCE, Scene
 
 DAY = 86_400.0
+
+Asked = CorrectionRequest | RollbackRequest
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,31 @@ def request(**options: object) -> CorrectionRequest:
     return CorrectionRequest(str(uuid4()), parse_options(options), requested_by="test")
 
 
-def finish(scene: Scene, asked: CorrectionRequest) -> Operation:
+def undo_request(rollback_of: str, **options: object) -> RollbackRequest:
+    """A new rollback; the same request again resumes it."""
+    chosen = parse_rollback_options(options)
+    return RollbackRequest(str(uuid4()), rollback_of, chosen, requested_by="test")
+
+
+def run(dsn: str, settings: Settings, asked: Asked, observe: Observer | None = None) -> Operation:
+    """An operation of either kind, to its end."""
+    if isinstance(asked, RollbackRequest):
+        return roll_back(dsn, settings, asked, observe=observe)
+    return correct(dsn, settings, asked, observe=observe)
+
+
+def finish(scene: Scene, asked: Asked) -> Operation:
     """Run it to its end, as soon as the dead one is given up and its locks are gone."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return correct(scene.server_url(), scene.settings, asked)
+            return run(scene.server_url(), scene.settings, asked)
         except OperationInProgressError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
 
-def operation_now(scene: Scene, asked: CorrectionRequest) -> Operation:
+def operation_now(scene: Scene, asked: Asked) -> Operation:
     """How it stands."""
     with connect(scene.server_url(), scene.settings, purpose="test") as connection:
         return get_operation(connection, scene.settings, asked.correction_id)
@@ -149,7 +167,7 @@ class InProcess:
     def __init__(
         self,
         scene: Scene,
-        asked: CorrectionRequest,
+        asked: Asked,
         *,
         death: Death | None = None,
         jumping_clock: bool = False,
@@ -225,7 +243,7 @@ def _die() -> None:
 
 def _run_client(
     says: "Connection[Any, Any]",
-    call: tuple[str, Settings, CorrectionRequest],
+    call: tuple[str, Settings, Asked],
     death: Death | None,
     jumping_clock: bool,
 ) -> None:
@@ -241,7 +259,7 @@ def _run_client(
     doom.entered(Phase.STARTING)
     code, message = None, ""
     try:
-        correct(*call, observe=observe)
+        run(*call, observe=observe)
     except AssetClassError as error:
         code, message = error.code, str(error)
     says.send((code, message, time.monotonic()))

@@ -91,13 +91,14 @@ class Scene:
         """The application at work, for a `with`."""
         return Writers(self.server_url, self.theirs, deed or Trade(self.records, SYMBOLS), **how)
 
-    def hand_in(self, fault: str, tries: int) -> Outcome:
+    def hand_in(self, fault: str, tries: int, *, undoes: bool = False) -> Outcome:
         """Judge all that happened since the start; the outcome stands in the fault table.
 
-        Call it when every operation has ended and nobody writes any more.
+        Call it when every operation has ended and nobody writes any more; `undoes` when each
+        correction was rolled back.
         """
         changes = self.journal.read(self.market.connection)
-        verdict = judge(self.market, self.journal.start, changes, self.theirs)
+        verdict = judge(self.market, self.journal.start, changes, self.theirs, undoes=undoes)
         outcome = Outcome(
             fault,
             tries,

@@ -6,6 +6,7 @@ import pytest
 
 from assetclass_pipeline.model.operation import Phase, Status
 from assetclass_pipeline_tests.faults.clients import (
+    Asked,
     Death,
     InProcess,
     finish,
@@ -42,7 +43,7 @@ class Killer:
         self._scene, self._options = scene, options
         self._chance = random.Random(seed)  # noqa: S311 - no secret
         self._usual: dict[Phase, float] = {}
-        self.asked = request(**options)
+        self.asked: Asked = self.another()
         self.killed_in: list[Phase] = []
 
     def learn(self) -> None:
@@ -73,7 +74,11 @@ class Killer:
 
     def _begin_another(self) -> None:
         self._scene.damage()
-        self.asked = request(**self._options)
+        self.asked = self.another()
+
+    def another(self) -> Asked:
+        """A new operation."""
+        return request(**self._options)
 
 
 @pytest.mark.timeout(900)

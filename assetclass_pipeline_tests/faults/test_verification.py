@@ -4,7 +4,7 @@ from typing import LiteralString
 
 import pytest
 
-from assetclass_pipeline_tests.faults.clients import finish, request
+from assetclass_pipeline_tests.faults.clients import finish, request, undo_request
 from assetclass_pipeline_tests.faults.conftest import MakeScene
 from assetclass_pipeline_tests.faults.fault_table import Outcome, add_up, lines_of
 from assetclass_pipeline_tests.faults.scene import Scene
@@ -19,9 +19,9 @@ def scene(make_scene: MakeScene) -> Scene:
     return make_scene(records=RECORDS)
 
 
-def verdict_of(scene: Scene) -> Verdict:
+def verdict_of(scene: Scene, *, undoes: bool = False) -> Verdict:
     changes = scene.journal.read(scene.market.connection)
-    return judge(scene.market, scene.journal.start, changes, scene.theirs)
+    return judge(scene.market, scene.journal.start, changes, scene.theirs, undoes=undoes)
 
 
 def test_a_correction_beside_an_application_that_changes_what_it_likes_is_acquitted(
@@ -53,6 +53,48 @@ def test_a_change_that_is_not_the_applications_is_condemned(
     scene.market.execute(harm)
     # The ledger and the summaries each lack the one change.
     assert verdict_of(scene) == Verdict(changed=RECORDS, lost=2, **guilty)
+
+
+def test_a_rollback_beside_an_application_is_acquitted(scene: Scene) -> None:
+    correction = request(batch_size=100)
+    finish(scene, correction)
+    scene.apply("UPDATE market_data SET asset_class = 'THEIRS' WHERE id = 1")
+    scene.apply("DELETE FROM market_data WHERE id = 2")
+    finish(scene, undo_request(correction.correction_id, batch_size=100))
+    scene.apply("UPDATE market_data SET asset_class = 'THEIRS' WHERE id = 3")
+    assert verdict_of(scene, undoes=True) == Verdict(changed=2 * RECORDS - 2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "guilty"),
+    [
+        # What was put back is written once more, or what was not to be.
+        ("UPDATE market_data SET asset_class = NULL WHERE id = 5", {"wrong": 1, "lost": 4}),
+        (
+            "UPDATE market_data SET asset_class = NULL WHERE id = 1",
+            {"wrong": 1, "overwritten": 1, "lost": 4},
+        ),
+        # A class that the row had neither before nor after.
+        ("UPDATE market_data SET asset_class = '' WHERE id = 5", {"wrong": 1, "lost": 4}),
+    ],
+)
+def test_harm_of_a_rollback_is_condemned(
+    scene: Scene, harm: LiteralString, guilty: dict[str, int]
+) -> None:
+    correction = request(batch_size=100)
+    finish(scene, correction)
+    scene.apply("UPDATE market_data SET asset_class = 'THEIRS' WHERE id = 1")
+    finish(scene, undo_request(correction.correction_id, batch_size=100))
+    scene.market.execute(harm)
+    assert verdict_of(scene, undoes=True) == Verdict(changed=2 * RECORDS, **guilty)
+
+
+def test_a_row_that_a_rollback_forgot_is_lost(scene: Scene) -> None:
+    correction = request(batch_size=100)
+    finish(scene, correction)
+    some = [str(number) for number in range(1, RECORDS)]
+    finish(scene, undo_request(correction.correction_id, row_ids=some))
+    assert verdict_of(scene, undoes=True) == Verdict(changed=2 * RECORDS - 1, lost=1)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,11 @@ class _Replay:
     theirs: frozenset[int]
     reference: Mapping[str, str]
     rows: dict[str, Row]
+    undoes: bool = False
     verdict: Verdict = field(default_factory=Verdict)
-    # Ids whose latest class is ours, or was given by the application since the start.
-    written: set[str] = field(default_factory=set)
+    # Ids whose latest class is ours, with the one before, or was given by the application since
+    # the start.
+    written: dict[str, str | None] = field(default_factory=dict)
     claimed: set[str] = field(default_factory=set)
 
     def add(self, change: Change) -> None:
@@ -48,7 +50,7 @@ class _Replay:
     def _add_theirs(self, change: Change) -> None:
         if change.old is None or change.new is None or _meaning(change.old) != _meaning(change.new):
             key = _id(change.new or change.old)
-            self.written.discard(key)
+            self.written.pop(key, None)
             self.claimed.add(key)
 
     def _add_ours(self, change: Change) -> None:
@@ -58,30 +60,47 @@ class _Replay:
             self.verdict.overwritten += 1
             return
         key = _id(new)
+        if self._is_put_back(key, old, new):
+            del self.written[key]
+            return
         if key in self.written:
             self.verdict.doubled += 1
         elif old["asset_class"] and key in self.claimed:
             self.verdict.overwritten += 1
         if new["asset_class"] != self.reference.get(str(new["symbol"])):
             self.verdict.wrong += 1
-        self.written.add(key)
+        self.written[key] = old["asset_class"]
+
+    def _is_put_back(self, key: str, old: Row, new: Row) -> bool:
+        """Whether a rollback gave a row that we had written the very class that it had before."""
+        return (
+            self.undoes
+            and key in self.written
+            and new["asset_class"] == self.written[key] != old["asset_class"]
+        )
 
 
 def judge(
-    market: Market, start: Mapping[str, Row], changes: list[Change], theirs: set[int]
+    market: Market,
+    start: Mapping[str, Row],
+    changes: list[Change],
+    theirs: set[int],
+    *,
+    undoes: bool = False,
 ) -> Verdict:
     """What was done to the rows, once every operation has ended and nobody writes any more.
 
-    `theirs` are the transactions of the application; every other one is held to be ours.
+    `theirs` are the transactions of the application; every other one is held to be ours. Where each
+    correction was rolled back (`undoes`), what still has its class is lost, unless it is listed.
     """
-    replay = _Replay(frozenset(theirs), _reference(market), dict(start))
+    replay = _Replay(frozenset(theirs), _reference(market), dict(start), undoes)
     for change in changes:
         replay.add(change)
     verdict = replay.verdict
     verdict.lost = (
         verdict.wrong
         + _unlike(replay.rows, state_of(market))
-        + len(_correctable(replay) - _listed(market))
+        + len(({*replay.written} if undoes else _correctable(replay)) - _listed(market))
         + sum(abs(sum_ - verdict.changed) for sum_ in ledger_sums(market))
         + unaccounted(market)
     )
@@ -152,16 +171,16 @@ def _correctable(replay: _Replay) -> set[str]:
 def _listed(market: Market) -> set[str]:
     """Ids of rows that an operation left with a reason."""
     listed: set[str] = set()
-    for correction_id, table in market.rows(
-        "SELECT correction_id::text, backup_table FROM assetclass.operation"
-        " WHERE backup_table IS NOT NULL"
+    for correction_id, schema, table in market.rows(
+        "SELECT correction_id::text, plan ->> 'schema_name', backup_table"
+        " FROM assetclass.operation WHERE backup_table IS NOT NULL"
     ):
         listed |= {
             key
             for (key,) in market.rows(
                 "SELECT b.id::text FROM {} b JOIN assetclass.operation_skipped_row s USING (seq)"
                 " WHERE s.correction_id = {}",
-                sql.Identifier(market.schema, table),
+                sql.Identifier(schema, table),
                 sql.Literal(correction_id),
             )
         }
