@@ -112,22 +112,16 @@ def _rollback(
             observe=ProgressLog(context.log),
             cancelled_by=_TERMINATED,
         )
-        metadata = rollback_metadata(operation)
-        if operation.dry_run:
-            context.log_event(
-                dg.AssetObservation(
-                    asset_key=CORRECTED_MARKET_DATA,
-                    description="Dry run: what a rollback would restore; nothing was changed.",
-                    metadata=metadata,
-                )
-            )
-            return
-        _observe_months(context, operation, connection, settings)
-    if operation.quality_after is None:
-        context.log.info("quality_report is not measured again: validate_after_rollback is false.")
-        context.add_output_metadata(metadata)
+        if not operation.dry_run:
+            _observe_months(context, operation, connection, settings)
+        # The last one stands first on the page of the asset.
+        _observe(context, operation)
+    if operation.dry_run:
         return
-    yield dg.Output(None, "restored", metadata=metadata)
+    if not operation.options["validateAfterRollback"]:
+        context.log.info("quality_report is not measured again: validate_after_rollback is false.")
+        return
+    yield dg.Output(None, "restored")
 
 
 def _request_of(
@@ -165,14 +159,38 @@ def _observe_months(
             dg.AssetObservation(
                 asset_key=CORRECTED_MARKET_DATA,
                 partition=key,
-                description=f"Rolled back: {month.restored:,} rows have their old value again.",
+                description=f"Rolled back: {_counts(month.restored, month.conflicting)}.",
                 metadata=rollback_month_metadata(operation, month),
             )
         )
 
 
+def _observe(context: dg.OpExecutionContext, operation: Operation) -> None:
+    """The whole rollback at once, with its changes and conflicts; of a dry run, all there is."""
+    conflicting = operation.records_conflicting or 0
+    if operation.dry_run:
+        would = f"{operation.records_planned or 0:,} rows would be restored"
+        said = f"Dry run: {would}, {conflicting:,} are in conflict; nothing was changed."
+    else:
+        said = f"Rolled back: {_counts(operation.records_restored or 0, conflicting)}."
+    context.log.info(said)
+    context.log_event(
+        dg.AssetObservation(
+            asset_key=CORRECTED_MARKET_DATA,
+            description=said,
+            metadata=rollback_metadata(operation),
+        )
+    )
+
+
+def _counts(restored: int, conflicting: int) -> str:
+    """Rows that have their old value, and those that were changed by others since."""
+    said = f"{restored:,} rows have their old value again"
+    return f"{said}, {conflicting:,} were changed by others and left alone" if conflicting else said
+
+
 @dg.op(
-    name="quality_report_again",
+    name="measure_again",
     description="Measure the data by a fresh scan, and check every threshold.",
     ins={"restored": dg.In(dg.Nothing)},
     out=dg.Out(dg.Nothing),
