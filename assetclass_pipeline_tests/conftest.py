@@ -59,6 +59,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What would be kept beside the user's data, archives for example, goes when the tests end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASSETCLASS_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres_binaries(request: pytest.FixtureRequest) -> Binaries:
     """The PostgreSQL programs that the test runs on."""

@@ -4,6 +4,7 @@ Belongs here: archive, drop and record of one table, so that no rollback ever fi
 under its hands. Does not: the decision (model/backup.py).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -29,8 +30,10 @@ from assetclass_pipeline.engine.backups import (
     take_stock,
 )
 from assetclass_pipeline.engine.operations import as_uuid
+from assetclass_pipeline.engine.row_history import index_when_it_pays
 from assetclass_pipeline.errors import ArchiveError, BackupDamagedError
 from assetclass_pipeline.model.backup import CleanedUp, CleanupReport, Decision, Verdict, decide
+from assetclass_pipeline.model.operation import ACTIVE
 from assetclass_pipeline.settings import Settings
 
 
@@ -40,8 +43,9 @@ def clean_up(
     """Drop what is expired, proved and not needed, each table by itself; say what was kept and why.
 
     The rows of a table are archived before it goes. One that cannot be locked, archived or proved
-    is kept for the next time. Expired archives are removed; tables that nobody registered are
-    reported and left. A dry run drops and verifies nothing.
+    is kept for the next time; a kept one gets an index on its ids where that pays. Expired archives
+    are removed; tables that nobody registered are reported and left. A dry run drops and verifies
+    nothing.
     """
     noticed = take_stock(connection, settings)
     with transaction(connection, settings, read_only=True) as cursor:
@@ -49,6 +53,9 @@ def clean_up(
         unregistered = find_unregistered(cursor, settings)
     cleanup = _Cleanup(connection, settings, by=by, dry_run=dry_run)
     outcomes = [(entry, *cleanup.consider(entry)) for entry in found]
+    for entry, decision, _ in outcomes:
+        if decision.verdict is not Verdict.DROP:
+            cleanup.index(entry)
     return CleanupReport(
         dry_run=dry_run,
         dropped=[_shown(*outcome) for outcome in outcomes if outcome[1].verdict is Verdict.DROP],
@@ -101,6 +108,16 @@ class _Cleanup:
         else:
             return decision, None
         return Decision(Verdict.KEEP, why), None
+
+    def index(self, entry: Registered) -> None:
+        """Let a kept table be asked for one row, where that pays and nobody is in the way."""
+        if self.dry_run or entry.facts.status in ACTIVE or not entry.records:
+            return
+        with (
+            suppress(errors.LockNotAvailable, errors.UndefinedTable),
+            transaction(self.connection, self.settings, statement_timeout="0") as cursor,
+        ):
+            index_when_it_pays(cursor, entry.identifier, entry.records)
 
     def _read_again(self, entry: Registered) -> Registered:
         with transaction(self.connection, self.settings, read_only=True) as cursor:

@@ -17,9 +17,11 @@ from psycopg.types.json import Jsonb
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.archive import archives
+from assetclass_pipeline.engine.audit import record
 from assetclass_pipeline.engine.conditions import Condition
 from assetclass_pipeline.engine.operations import as_uuid, get_operation
 from assetclass_pipeline.errors import BackupExpiredError, NotUndoableError
+from assetclass_pipeline.model.audit import Actor, AuditEntry
 from assetclass_pipeline.model.backup import (
     BY_HAND,
     Archive,
@@ -325,7 +327,10 @@ def remember(
     actor: str,
     details: dict[str, object],
 ) -> None:
-    """Write down with the operation what became of its backup, in the transaction that does it."""
+    """Write down what became of an operation's backup, last in the transaction that does it.
+
+    It stands with the operation, and in the audit log.
+    """
     cursor.execute(
         query("control", "remember"),
         {
@@ -335,3 +340,5 @@ def remember(
             "details": Jsonb(details),
         },
     )
+    entry = AuditEntry(Actor.of_requester(actor), event, "done", details, str(correction_id))
+    record(cursor, entry)

@@ -7,7 +7,8 @@ of it, and when an index for that pays. Does not: what follows from it (model/ro
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection, Cursor, errors, sql
@@ -16,6 +17,7 @@ from psycopg.rows import TupleRow, class_row, dict_row
 from assetclass_pipeline.database.connections import set_local, transaction
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.database.queries import Statement, query
+from assetclass_pipeline.engine.archive import ArchivedRow, find_rows
 from assetclass_pipeline.engine.row_events import (
     PlannedRow,
     PlanningOperation,
@@ -56,30 +58,6 @@ _TRIES = 3
 Found = TypeVar("Found")
 
 
-class ArchivedRow(Protocol):
-    """A row of an archive; all values are text as PostgreSQL writes it, or None."""
-
-    @property
-    def seq(self) -> Any:  # noqa: ANN401 - a number, or its text
-        """Its number in the plan."""
-
-    @property
-    def symbol(self) -> str | None:
-        """Its symbol."""
-
-    @property
-    def timestamp(self) -> str | None:
-        """Its time."""
-
-    @property
-    def asset_class(self) -> str | None:
-        """Before."""
-
-    @property
-    def corrected_asset_class(self) -> str | None:
-        """After."""
-
-
 FindArchived = Callable[[str, str], Iterable[ArchivedRow]]
 """Rows of an operation's archive by correctionId and id; called outside of transactions."""
 
@@ -87,7 +65,7 @@ FindArchived = Callable[[str, str], Iterable[ArchivedRow]]
 def index_when_it_pays(cursor: Cursor[TupleRow], table: sql.Identifier, records: int) -> bool:
     """Give a backup or rollback table an index on its ids, if it is worth one and has none yet.
 
-    For the end of an operation, when the table is complete. Returns whether it was made.
+    Its table must be complete. Returns whether it was made.
     """
     if records < RECORDS_THAT_PAY:
         return False
@@ -110,14 +88,14 @@ def row_history(
 ) -> RowHistory:
     """Everything known about the rows whose id is `key`, narrowed by symbol and time.
 
-    Without `find_archived` archives are counted and not read. Raises RowNotFoundError,
+    `find_archived` reads an archive, by default the registered file. Raises RowNotFoundError,
     MarketTablesError, and InvalidOptionsError for a key or time that the table cannot hold.
     """
     tries = _TRIES
     while True:
         try:
             look = _begin(connection, settings, _Wanted(key, symbol, timestamp))
-            return look.history(find_archived)
+            return look.history(find_archived or partial(find_rows, settings, connection))
         except errors.UndefinedTable:
             # A clean-up dropped it between our list and our look.
             tries -= 1
@@ -225,7 +203,7 @@ class _Look:
     tables: Sequence[_Table]
     wanted: _Wanted
 
-    def history(self, find_archived: FindArchived | None) -> RowHistory:
+    def history(self, find_archived: FindArchived) -> RowHistory:
         """Look everywhere, the archives last: only there it helps to know the row's symbol."""
         with transaction(self.connection, self.settings, read_only=True) as cursor:
             planned = self._in_tables(cursor)
@@ -354,11 +332,9 @@ class _Look:
         )
 
     def _in_archives(
-        self, find_archived: FindArchived | None, elsewhere: _Elsewhere
+        self, find_archived: FindArchived, elsewhere: _Elsewhere
     ) -> tuple[list[PlannedRow], int]:
         """(rows, files not read)."""
-        if find_archived is None:
-            return [], elsewhere.archives_in_all
         found: list[PlannedRow] = []
         not_read = elsewhere.archives_in_all - len(elsewhere.archives)
         for operation in elsewhere.archives:

@@ -1,17 +1,26 @@
 """The history of one row: who changed it, when, why, and the way back."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine import row_history as row_history_module
+from assetclass_pipeline.engine.archive import (
+    ArchivedRow,
+    Source,
+    find_rows,
+    register_archive,
+    write_archive,
+)
 from assetclass_pipeline.engine.row_history import (
     RECORDS_THAT_PAY,
     FindArchived,
@@ -19,7 +28,6 @@ from assetclass_pipeline.engine.row_history import (
     row_history,
 )
 from assetclass_pipeline.errors import (
-    BackupExpiredError,
     InvalidOptionsError,
     RowNotFoundError,
 )
@@ -316,96 +324,79 @@ class TestWithoutTables:
         assert (gone.correction_id, gone.records) == (done.correction_id, 1)
         assert gone.why == "its table was dropped by hand"
 
-    def test_a_correction_without_backup_leaves_its_summary(self, market: Market) -> None:
+    def test_a_correction_without_backup_is_known_from_its_archive(self, market: Market) -> None:
         correct_now(stocks(market, 1), create_backup=False)
-        (gone,) = history_of(market, 1).gone
-        assert gone.why == "it ran without a backup"
+        trail = trail_of(market, 1)
+        assert outcomes(trail) == [("correction", "changed", None, "STOCK")]
+        assert (trail.events[0].source, trail.way_back.possible) == ("archive", False)
 
     def test_of_other_symbols_only_the_number_is_told(self, market: Market) -> None:
         market.list_symbols(("MSFT", "STOCK")).add([Bar(9, "MSFT", asset_class="STOCK")])
-        correct_now(stocks(market, 1), create_backup=False)
+        done = correct_now(stocks(market, 1))
+        market.execute("DROP TABLE {}", sql.Identifier(str(done.backup_table)))
         found = history_of(market, 9)
         assert (found.operations_without_rows, found.gone) == (1, [])
 
     @every_postgres
     def test_an_archive_tells_what_a_dropped_table_told(self, market: Market) -> None:
         done = correct_now(stocks(market, 1, 2))
-        archive = archived(market, done)
-        trail = trail_of(market, 2, find_archived=archive.find)
+        archived(market, done)
+        trail = trail_of(market, 2)
         assert outcomes(trail) == [("correction", "changed", None, "STOCK")]
         assert (trail.events[0].source, trail.events[0].table) == ("archive", None)
         assert trail.events[0].happened_at is not None
         assert not trail.way_back.possible
         assert done.correction_id in trail.way_back.why
-        assert history_of(market, 2).archives_not_read == 1
 
     def test_archives_without_the_symbol_are_not_opened(self, market: Market) -> None:
         market.list_symbols(("MSFT", "STOCK")).add([Bar(9, "MSFT", asset_class="STOCK")])
-        archive = archived(market, correct_now(stocks(market, 1)))
-        assert history_of(market, 9, find_archived=archive.find).archives_not_read == 0
-        assert archive.asked == []
+        archived(market, correct_now(stocks(market, 1)))
+        found, asked = asked_of(market, 9)
+        assert (found.archives_not_read, asked) == (0, [])
 
     def test_the_newest_archives_are_read_and_the_rest_is_counted(
         self, market: Market, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        older = archived(market, correct_now(stocks(market, 1)))
+        archived(market, correct_now(stocks(market, 1)))
         market.execute("UPDATE market_data SET asset_class = NULL")
-        newer = archived(market, correct_now(market))
+        newer = correct_now(market)
+        archived(market, newer)
         monkeypatch.setattr(row_history_module, "_MOST_ARCHIVES", 1)
-        found = history_of(market, 1, find_archived=newer.find)
+        found, asked = asked_of(market, 1)
         assert (len(found.rows[0].events), found.archives_not_read) == (1, 1)
-        assert (len(newer.asked), older.asked) == (1, [])
+        assert asked == [newer.correction_id]
 
     def test_an_archive_that_cannot_be_read_is_counted(self, market: Market) -> None:
-        archived(market, correct_now(stocks(market, 1)))
-
-        def broken(correction_id: str, row_id: str) -> list[ArchivedRow]:
-            raise BackupExpiredError(f"{correction_id} {row_id}")
-
-        assert history_of(market, 1, find_archived=broken).archives_not_read == 1
+        archived(market, correct_now(stocks(market, 1))).unlink()
+        assert history_of(market, 1).archives_not_read == 1
 
 
-@dataclass(frozen=True)
-class ArchivedRow:
-    seq: int
-    id: str | None
-    symbol: str | None
-    timestamp: str | None
-    asset_class: str | None
-    corrected_asset_class: str | None
+def archived(market: Market, done: Operation) -> Path:
+    """Its table is dropped as a clean-up does it; the file that keeps its rows."""
+    settings, key = market.settings, UUID(done.correction_id)
+    source = Source(key, done.kind, market.schema, str(done.backup_table))
+    with connect(market.dsn, settings, purpose="test") as connection:
+        file = write_archive(connection, settings, source)
+        with transaction(connection, settings) as cursor:
+            cursor.execute(query("plan", "drop_table", backup=source.identifier))
+            cursor.execute(
+                query("backups", "note_dropped"),
+                {"correction_id": key, "by": "test", "reason": "expired"},
+            )
+            register_archive(cursor, settings, key, file)
+    return settings.archive / file.file_name
 
 
-@dataclass
-class Archive:
-    """Files of one operation, as the archive room keeps them."""
+def asked_of(market: Market, key: object) -> tuple[RowHistory, list[str]]:
+    """The history, and the operations whose archives were opened for it."""
+    asked: list[str] = []
+    with connect(market.dsn, market.settings, purpose="archive of test") as connection:
 
-    rows: list[ArchivedRow]
-    asked: list[str]
+        def find(correction_id: str, row_id: str) -> list[ArchivedRow]:
+            asked.append(correction_id)
+            return find_rows(market.settings, connection, correction_id, row_id)
 
-    def find(self, correction_id: str, row_id: str) -> list[ArchivedRow]:
-        self.asked.append(correction_id)
-        return [row for row in self.rows if row.id == row_id]
-
-
-def archived(market: Market, done: Operation) -> Archive:
-    """Its table is dropped as a clean-up does it, its rows are kept."""
-    table = sql.Identifier(str(done.backup_table))
-    rows = market.rows(
-        "SELECT seq, id::text, symbol, timestamp::text, asset_class, corrected_asset_class FROM {}",
-        table,
-    )
-    market.execute(
-        "INSERT INTO assetclass.backup (correction_id, schema_name, table_name, expires_at,"
-        " dropped_at, drop_reason) VALUES (%s, 'public', %s, now(), now(), 'expired')",
-        values=(done.correction_id, done.backup_table),
-    )
-    market.execute(
-        "INSERT INTO assetclass.archive (correction_id, file_name, records, bytes, sha256,"
-        " expires_at) VALUES (%s, %s, 1, 1, '', now())",
-        values=(done.correction_id, done.backup_table),
-    )
-    market.execute("DROP TABLE {}", table)
-    return Archive([ArchivedRow(*row) for row in rows], [])
+        return history_of(market, key, find_archived=find), asked
 
 
 class TestKeys:
