@@ -273,6 +273,16 @@ class TestPlanFirst:
         assert plan_now(market.fill(100), request, park=False).status is Status.RUNNING
         assert correct_now(market, request).records_corrected == 100
 
+    @pytest.mark.parametrize("begun_dry", [True, False])
+    def test_a_dry_run_and_a_real_one_do_not_go_on_as_each_other(
+        self, market: Market, begun_dry: bool
+    ) -> None:
+        request = request_of(dry_run=begun_dry)
+        plan_now(market.fill(10), request)
+        with pytest.raises(OperationStateError, match="start a new one"):
+            correct_now(market, request_of(request.correction_id, dry_run=not begun_dry))
+        assert set(market.classes().values()) == {None}
+
     def test_a_resume_goes_on_with_the_options_of_its_plan(self, market: Market) -> None:
         request = request_of(target_symbols=["S1"])
         plan_now(market.fill(100), request)

@@ -159,6 +159,18 @@ class TestForgottenByTheServer:
         assert correct_now(market, request).records_corrected == 20
 
 
+def test_what_a_sweep_has_looked_at_is_not_done_by_that(market: Market) -> None:
+    """Guard: only batches cover seqs; the range of a sweep's ledger row has holes."""
+    request = request_of()
+    plan_now(market.fill(20), request)
+    market.execute(
+        "INSERT INTO assetclass.operation_batch (correction_id, pass, first_seq, last_seq, epoch, "
+        "worker, records_corrected, records_skipped, duration_ms) "
+        "SELECT correction_id, 1, 1, 20, epoch, 0, 0, 0, 1 FROM assetclass.operation"
+    )
+    assert correct_now(market, request).records_corrected == 20
+
+
 @pytest.mark.parametrize("timestamp", ["2024-03-01 12:00:00+00", None])
 def test_rows_without_an_id_that_had_to_be_left_are_not_planned_again(
     make_market: MakeMarket, timestamp: str | None

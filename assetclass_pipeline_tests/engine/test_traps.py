@@ -371,6 +371,28 @@ class TestOthersChangeRows:
         operation = correct_now(market, request)
         assert (operation.records_corrected, operation.records_failed) == (100, 0)
 
+    def test_a_quarantined_row_stays_in_quarantine_until_somebody_goes_on(
+        self, market: Market
+    ) -> None:
+        """Guard: the sweep leaves it alone; or it would be corrected, and still be listed."""
+        request = request_of(batch_size=50)
+        plan_now(market.fill(100), request)
+        market.execute(
+            "ALTER TABLE {} ADD CHECK (id > 1 OR asset_class IS NULL)", market.market_identifier
+        )
+
+        def mend(operation: Operation) -> None:
+            if operation.phase is Phase.SWEEPING:
+                market.execute(
+                    "ALTER TABLE {} DROP CONSTRAINT IF EXISTS market_data_check",
+                    market.market_identifier,
+                )
+
+        operation = correct(market.dsn, market.settings, request, observe=mend)
+        assert (operation.records_corrected, operation.records_failed) == (99, 1)
+        assert len(operation.quarantined) == 1
+        assert_accounted(market, operation)
+
     def test_rows_that_moved_to_another_partition_are_found_again(
         self, make_market: MakeMarket
     ) -> None:
