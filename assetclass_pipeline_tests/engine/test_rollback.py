@@ -11,6 +11,7 @@ from psycopg import sql
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import Statement
 from assetclass_pipeline.engine import undo_plan
+from assetclass_pipeline.engine.control import ask_to_cancel
 from assetclass_pipeline.engine.operations import (
     left_by_last_window,
     operation_status,
@@ -22,6 +23,7 @@ from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
     AssetClassError,
     CorrectionFailedError,
+    OperationCancelledError,
     OperationInProgressError,
     OperationStateError,
 )
@@ -367,6 +369,7 @@ class TestSince:
             "already_restored": 5, "changed_by_others": 3, "deleted": 1,
         }  # fmt: skip
         assert (rollback.records_restored, rollback.records_conflicting) == (96, 4)
+        assert rollback.records_skipped == 4
         assert {c.now for c in rollback.conflicts} == {"THEIRS", None}
         assert_accounted(market, rollback)
         assert len(undone_seqs(market)) == 96
@@ -583,6 +586,24 @@ class TestGoingOn:
         assert sum(change.records for change in first.changes) == done
         with pytest.raises(OperationStateError, match=another.correction_id):
             undo_now(market, request)
+
+    def test_a_cancel_is_heard_between_batches_and_recorded(self, market: Market) -> None:
+        correction = correct_now(market.fill(2000), batch_size=500)
+        request = undo_request_of(correction.correction_id, workers=1, batch_size=1)
+
+        def cancel(operation: Operation) -> None:
+            if operation.phase is Phase.CORRECTING:
+                with connect(market.dsn, market.settings, purpose="test") as connection:
+                    ask_to_cancel(connection, market.settings, request.correction_id, by="somebody")
+
+        with pytest.raises(OperationCancelledError):
+            roll_back(market.dsn, market.settings, request, observe=cancel)
+        cancelled = operation_of(market, request.correction_id)
+        assert cancelled.status is Status.CANCELLED
+        assert len(undone_seqs(market)) == cancelled.records_restored
+        assert undo_now(market, correction, batch_size=500).records_restored is not None
+        assert set(market.classes().values()) == {None}
+        assert len(undone_seqs(market)) == 2000
 
     def test_its_backup_may_be_gone_once_it_is_planned(self, market: Market) -> None:
         correction = correct_now(market.fill(200))
