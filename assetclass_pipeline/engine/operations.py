@@ -220,7 +220,8 @@ def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> O
     return Operation(
         **row,
         **_undone(row["kind"], restored, conflicting, skipped),
-        records_skipped=sum(skipped.values()),
+        # What others had put back is where it should be.
+        records_skipped=sum(skipped.values()) - skipped.get(SkipReason.ALREADY_RESTORED, 0),
         records_failed=failed,
         skipped_by_reason=skipped,
         batches_total=batches_total,
