@@ -217,6 +217,7 @@ def test_what_a_signal_stopped_is_resumed(assetclass: Command, market: Market) -
     assert process.returncode == 130, f"{out}\n{err}"
     assert "restoring" in err
     assert "rows are restored and stay so" in err
+    assert "assetclass execute" not in out + err
     assert f"`assetclass resume {begun.correction_id}`" in err
     left = get_operation(market.connection, market.settings, begun.correction_id)
     assert (left.kind, left.status) == (Kind.ROLLBACK, Status.CANCELLED)
