@@ -8,12 +8,15 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.database.queries import Statement
+from assetclass_pipeline.engine import undo_plan
 from assetclass_pipeline.engine.operations import (
     left_by_last_window,
     operation_status,
     resume_or_new_id,
 )
+from assetclass_pipeline.engine.plan import VISITS, PlanState
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
 from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
@@ -36,6 +39,7 @@ from assetclass_pipeline_tests.engine.runs import (
     undo_request_of,
 )
 from assetclass_pipeline_tests.engine.test_correction_states import guide_update
+from assetclass_pipeline_tests.engine.test_traps import plan_nodes
 from assetclass_pipeline_tests.market import PARTITIONINGS, Bar, Market
 
 ODD_CLASSES = (None, "", "WRONG", "STOCK", " ", "caf\u00e9", "cafe\u0301", "STOCK ", "%s", "{}")
@@ -390,6 +394,70 @@ class TestSince:
         assert {row.corrected_asset_class for row in rollback.quarantined} == {None}
         assert operation_of(market, correction.correction_id).rolled_back_by is None
         assert_accounted(market, rollback)
+
+
+class TestScan:
+    @pytest.mark.every_postgres
+    @pytest.mark.parametrize("is_analysed", [True, False])
+    def test_it_hashes_the_backup_and_looks_nothing_up(
+        self, market: Market, monkeypatch: pytest.MonkeyPatch, is_analysed: bool
+    ) -> None:
+        """Whatever the planner believes: other plans took minutes at 3 M rows."""
+        correction = correct_now(market.fill(5000, missing_every=2), batch_size=1000)
+        if is_analysed:
+            market.execute("ANALYZE")
+        statement_of = undo_plan._chunk_statement
+        seen: list[tuple[undo_plan.UndoScan, PlanState, undo_plan._Part]] = []
+
+        def look_over(
+            scan: undo_plan.UndoScan, state: PlanState, part: undo_plan._Part
+        ) -> Statement:
+            seen.append((scan, state, part))
+            return statement_of(scan, state, part)
+
+        monkeypatch.setattr(undo_plan, "_chunk_statement", look_over)
+        undo_now(market, correction, batch_size=1000)
+        ((scan, state, part),) = seen
+        chunk = undo_plan._Chunk(part, 0, 50, 4, 100)
+        values = {**scan.undone.values, **chunk.values, "take_backup_value": False, "last_seq": 0}
+        with (
+            connect(market.dsn, market.settings, purpose="test") as connection,
+            transaction(connection, market.settings) as cursor,
+        ):
+            undo_plan._let_it_hash(scan, cursor)
+            explain = sql.SQL("EXPLAIN (FORMAT JSON) ") + statement_of(scan, state, part)
+            row = cursor.execute(explain, values).fetchone()
+        assert row is not None
+        plan = row[0][0]["Plan"]
+        on_market = {
+            node["Node Type"]
+            for node in plan_nodes(plan)
+            if node.get("Relation Name") == "market_data"
+        }
+        assert on_market == {"Tid Range Scan"}
+        assert "Hash Join" in {node["Node Type"] for node in plan_nodes(plan)}
+        # What was undone by earlier rollbacks is unnested; nothing else may be looked up in turns.
+        assert looped_over(plan) <= {"operation_undone", "part"}
+
+    def test_pages_with_many_rows_are_visited_several_times(self, market: Market) -> None:
+        correction = correct_now(market.fill(5000), batch_size=1000)
+        rollback = undo_now(market, correction, batch_size=1000)
+        backwards = market.value(
+            "SELECT count(*) FILTER (WHERE source_address < before) FROM ("
+            "SELECT *, lag(source_address) OVER (ORDER BY seq) AS before FROM {}) numbered",
+            sql.Identifier("assetclass", str(rollback.backup_table)),
+        )
+        assert backwards == VISITS - 1
+
+
+def looped_over(node: dict[str, Any], *, in_loop: bool = False) -> set[str]:
+    """What a plan reads within nested loops."""
+    in_loop |= node["Node Type"] == "Nested Loop"
+    names = {str(node.get(kind)) for kind in ("Relation Name", "CTE Name") if kind in node}
+    found = names if in_loop else set()
+    for below in node.get("Plans", []):
+        found |= looped_over(below, in_loop=in_loop)
+    return found
 
 
 class TestPartial:

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from typing import Any, LiteralString, NamedTuple
 from uuid import uuid4
 
+import psycopg
 import pytest
 from psycopg import sql
 
+from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.engine.undo_check import Undoing
 from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
     AssetClassError,
@@ -214,6 +217,24 @@ def test_a_correction_that_was_rolled_back_does_not_go_on(market: Market) -> Non
     assert rollback.records_restored == done
     with pytest.raises(OperationStateError, match=rollback.correction_id):
         correct_now(market, request)
+
+
+def test_who_claims_a_rollback_keeps_the_backup_from_cleanups(market: Market) -> None:
+    correction = correct_now(market.fill(10))
+    market.execute(
+        "INSERT INTO assetclass.backup (correction_id, schema_name, table_name, expires_at)"
+        " VALUES (%s, 'public', %s, now()) ON CONFLICT DO NOTHING",
+        values=(correction.correction_id, correction.backup_table),
+    )
+    request = undo_request_of(correction.correction_id)
+    undoing = Undoing(market.settings, request.correction_id, request.rollback_of, request.options)
+    with (
+        connect(market.dsn, market.settings, purpose="test") as claiming,
+        transaction(claiming, market.settings) as cursor,
+    ):
+        undoing.check(cursor)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            market.execute("SELECT FROM assetclass.backup FOR UPDATE NOWAIT")
 
 
 class TestHarm:
