@@ -208,7 +208,8 @@ def _next(story: Story) -> list[RenderableType]:
     url = f"http://127.0.0.1:{settings.webserver_port}"
     made.add_row("see it", f"`make up`, then {url}/runs/{story.run.run_id}")
     made.add_row("look again", f"`assetclass status {operation.correction_id}`")
-    made.add_row("undo it", _undo(settings, operation))
+    made.add_row("undo it", f"`assetclass rollback {operation.correction_id} --reason TEXT`")
+    made.add_row("or by hand", _undo(settings, operation))
     if settings.database_url is None:
         made.add_row("", f"in any SQL client while `make up` runs: {_connection(story)}")
     return [made, Text(""), Text(f"The whole demo took {duration(story.seconds)}.", "dim")]

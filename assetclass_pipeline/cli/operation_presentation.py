@@ -119,6 +119,8 @@ def _next_steps(operation: "Operation") -> list[str]:
         can_be_undone = operation.backup_table and operation.rolled_back_by is None
         undo = f"`assetclass rollback {operation.correction_id} --reason ...` undoes it."
         return [undo] if changed and can_be_undone else []
+    if operation.status != "succeeded":
+        return []
     again = f"assetclass rollback {operation.rollback_of} --reason ..."
     if operation.dry_run:
         return [f"Nothing was changed. `{again}` with the same options does it."]
@@ -129,9 +131,10 @@ def _next_steps(operation: "Operation") -> list[str]:
         )
     ]
     if any(row.reason != "deleted" for row in operation.conflicts):
+        chosen = ", with the same choice of rows," if _is_partial(operation) else ""
         steps.append(
             "The conflicts hold what others wrote. "
-            f"`{again} --take-backup-value` overwrites them too."
+            f"`{again} --take-backup-value`{chosen} overwrites them too."
         )
     return steps
 
@@ -144,6 +147,10 @@ def _grave_findings(operation: "Operation") -> list[Text]:
         for finding in findings
         if finding["severity"] != "info"
     ]
+
+
+def _is_partial(rollback: "Operation") -> bool:
+    return any(rollback.options.get(name) for name in ("targetSymbols", "partitions", "rowIds"))
 
 
 def quarantine_table(operation: "Operation") -> Table:

@@ -83,7 +83,8 @@ def rollback_metadata(operation: Operation) -> Metadata:
         "records_conflicting": operation.records_conflicting or 0,
         "records_skipped": operation.records_skipped,
         **_scores_metadata("before", operation.quality_before),
-        **_scores_metadata("after", operation.quality_after),
+        # Under a name of its own: what did not happen is no point of the same curve.
+        **_scores_metadata("expected" if operation.dry_run else "after", operation.quality_after),
         "conflicts": conflicts_table(operation.conflicts),
         "changes": changes_table(operation),
         **_course_metadata(operation),

@@ -53,7 +53,7 @@ def rollbacks(market: Market) -> list[str]:
 def test_it_restores_as_a_dagster_run_and_lists_what_others_changed(
     assetclass: Command, market: Market, correction: str
 ) -> None:
-    market.execute("UPDATE market_data SET asset_class = '[b]ond' WHERE id = 4")
+    market.execute("UPDATE market_data SET asset_class = '[bold]' WHERE id = 4")
     market.execute("DELETE FROM market_data WHERE id = 6")
     finished = assetclass("rollback", correction, *WHY, "--ticket", "DATA-9", "--json")
     assert finished.status == 0, finished.explain()
@@ -63,7 +63,7 @@ def test_it_restores_as_a_dagster_run_and_lists_what_others_changed(
     assert (rollback["reason"], rollback["ticket"]) == ("wrong feed", "DATA-9")
     assert rollback["rollbackOf"] == correction
     kept = {number: name for number, name in market.classes().items() if number % 2 == 0 and name}
-    assert kept == {4: "[b]ond"}
+    assert kept == {4: "[bold]"}
 
     with instance_of(assetclass) as instance:
         run = instance.get_run_by_id(rollback["correctionId"])
@@ -73,9 +73,9 @@ def test_it_restores_as_a_dagster_run_and_lists_what_others_changed(
 
     people = assetclass("status", rollback["correctionId"]).out
     assert "98 restored, 2 in conflict" in people
-    [changed] = [line.split() for line in people.splitlines() if "[b]ond" in line]
+    [changed] = [line.split() for line in people.splitlines() if "[bold]" in line]
     assert changed[:2] == ["4", "S4"]
-    assert changed[4:] == ["NULL", "CLASS_0", "[b]ond", "changed", "by", "others"]
+    assert changed[4:] == ["NULL", "CLASS_0", "[bold]", "changed", "by", "others"]
     assert f"assetclass rollback {correction} --reason ... --take-backup-value" in _unwrapped(
         people
     )
@@ -217,6 +217,7 @@ def test_what_a_signal_stopped_is_resumed(assetclass: Command, market: Market) -
     assert process.returncode == 130, f"{out}\n{err}"
     assert "restoring" in err
     assert "rows are restored and stay so" in err
+    assert "assetclass execute" not in out + err
     assert f"`assetclass resume {begun.correction_id}`" in err
     left = get_operation(market.connection, market.settings, begun.correction_id)
     assert (left.kind, left.status) == (Kind.ROLLBACK, Status.CANCELLED)

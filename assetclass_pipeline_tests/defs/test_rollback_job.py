@@ -171,7 +171,7 @@ def test_a_dry_run_shows_what_it_would_do_and_touches_nothing(
     assert [row["id"] for row in rows(shown["conflicts"])] == ["22"]
     assert sum(row["records"] for row in rows(shown["changes"])) == 40
     assert shown["completeness_before"].value == 100
-    assert shown["completeness_after"].value == pytest.approx(100 / 41, abs=0.01)
+    assert shown["completeness_expected"].value == pytest.approx(100 / 41, abs=0.01)
     assert pipeline.operation(correction).rolled_back_by is None
 
 
