@@ -41,6 +41,7 @@ class _Findings:
     """What was found so far; figures are rows."""
 
     content: Content | None = None
+    old_classes: dict[str | None, int] = field(default_factory=dict)
     restorable: int = 0
     already_restored: int = 0
     changed: int = 0
@@ -102,7 +103,7 @@ def verify_registered(
         with scan(connection, settings, snapshot=True) as cursor:
             _read(cursor, tables, backup, found)
         if backup.facts.kind is Kind.CORRECTION and found.content is not None:
-            _check_values(connection, settings, tables, backup, found)
+            _check_values(connection, settings, tables, found)
     except errors.UndefinedTable:
         take_stock(connection, settings)
         require_table(get_registered(connection, settings, backup.correction_id))
@@ -132,6 +133,8 @@ def _read(
     content = found.content = content_of(cursor, backup.identifier)
     _check_content(backup, content, planned, found)
     if backup.facts.kind is Kind.CORRECTION:
+        rows = cursor.execute(query("backups", "old_classes", backup=backup.identifier)).fetchall()
+        found.old_classes = dict(rows)
         _compare(cursor, tables, backup, has_every_id=content.has_every_id, seqs=seqs, found=found)
 
 
@@ -167,10 +170,11 @@ def _compare(
     seqs: str,
     found: _Findings,
 ) -> None:
-    # A plan of nested loops would look each of a million rows up by itself, and the planner, which
-    # cannot estimate the ranges of seq, likes them.
+    # A plan of nested loops would look each of a million rows up by itself. There is nothing to
+    # merge in the end, so the leader joins in.
+    limits = {"enable_nestloop": "off", "parallel_leader_participation": "on"}
     cursor.execute(
-        query("catalogue", "set_local"), {"names": ["enable_nestloop"], "values": ["off"]}
+        query("catalogue", "set_local"), {"names": [*limits], "values": [*limits.values()]}
     )
     by = "same_row_by_id" if has_every_id else "same_row_by_time"
     row = cursor.execute(
@@ -197,13 +201,11 @@ def _check_values(
     connection: Connection[TupleRow],
     settings: Settings,
     tables: MarketTables,
-    backup: Registered,
     found: _Findings,
 ) -> None:
     """Old values against the column as it is now: its type, NOT NULL, checks, foreign keys."""
+    records = found.old_classes
     with transaction(connection, settings, read_only=True) as cursor:
-        rows = cursor.execute(query("backups", "old_classes", backup=backup.identifier)).fetchall()
-        records = dict(rows)
         misfits, remarks = misfits_of(cursor, tables, [*records])
     found.problems += [_sentence(misfit, records) for misfit in misfits]
     found.remarks += [remark.message for remark in remarks]

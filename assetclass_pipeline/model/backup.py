@@ -122,7 +122,7 @@ def decide(facts: BackupFacts, now: datetime) -> Decision:
     verified, or superseded so that a damaged one is no loss.
     """
     if facts.dropped_at is not None:
-        return Decision(Verdict.KEEP, f"was dropped already: {facts.drop_reason}")
+        return Decision(Verdict.KEEP, f"was dropped: {facts.drop_reason}")
     if facts.held_by is not None:
         return Decision(Verdict.KEEP, f"is held by {facts.held_by}: {facts.hold_reason}")
     if (needing := needed_by(facts)) is not None:
