@@ -133,7 +133,10 @@ def _measure_looks(bench: Bench, corrected: _Corrected) -> list[Measure]:
             join = sql.SQL(_JOIN).format(backup=corrected.backup)
             joining = median_seconds(lambda: connection.execute(join).fetchone(), _TIMES)
             verifying = median_seconds(
-                lambda: verify_backup(connection, settings, corrected.correction_id), _TIMES
+                lambda: verify_backup(
+                    connection, settings, corrected.correction_id, by="benchmark"
+                ),
+                _TIMES,
             )
             chosen = sql.SQL("SELECT id::text FROM {} ORDER BY seq").format(corrected.backup)
             ids = [row[0] for row in connection.execute(chosen).fetchall()]

@@ -82,9 +82,9 @@ def verify(
         raise InvalidOptionsError("Name one operation, or say --all for every backup.")
     with _database("backups verify") as (connection, settings, _):
         if correction_id is None:
-            report = verify_all(connection, settings)
+            report = verify_all(connection, settings, by=this_user())
         else:
-            found = verify_backup(connection, settings, correction_id)
+            found = verify_backup(connection, settings, correction_id, by=this_user())
             report = VerificationReport(verifications=[found], archives=[])
     if as_json:
         print_model(report)

@@ -92,7 +92,7 @@ class _Cleanup:
             return decision, None
         try:
             if decision.verdict is Verdict.VERIFY_FIRST:
-                verify_registered(self.connection, self.settings, entry)
+                verify_registered(self.connection, self.settings, entry, by=self.by)
                 entry = self._read_again(entry)
                 decision = decide(entry.facts, entry.now)
             if decision.verdict is Verdict.DROP:
@@ -135,7 +135,7 @@ class _Cleanup:
         with scan(self.connection, self.settings) as cursor:
             content = content_of(cursor, entry.identifier)
         if (content.records, content.checksum) != (entry.records, entry.checksum):
-            verify_registered(self.connection, self.settings, entry)
+            verify_registered(self.connection, self.settings, entry, by=self.by)
             raise BackupDamagedError(
                 "somebody altered it since it was verified. Look at it, then drop it by hand"
             )

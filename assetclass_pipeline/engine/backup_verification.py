@@ -21,6 +21,7 @@ from assetclass_pipeline.engine.backups import (
     content_of,
     get_registered,
     registered,
+    remember,
     require_table,
     store_seal,
     take_stock,
@@ -53,7 +54,7 @@ class _Findings:
 
 
 def verify_backup(
-    connection: Connection[TupleRow], settings: Settings, correction_id: str
+    connection: Connection[TupleRow], settings: Settings, correction_id: str, *, by: str
 ) -> Verification:
     """Prove that an operation's backup can restore; what was found is kept in the registry.
 
@@ -63,11 +64,13 @@ def verify_backup(
     """
     take_stock(connection, settings)
     return verify_registered(
-        connection, settings, get_registered(connection, settings, correction_id)
+        connection, settings, get_registered(connection, settings, correction_id), by=by
     )
 
 
-def verify_all(connection: Connection[TupleRow], settings: Settings) -> VerificationReport:
+def verify_all(
+    connection: Connection[TupleRow], settings: Settings, *, by: str
+) -> VerificationReport:
     """Verify every backup table that is there and not being written, and every archive."""
     take_stock(connection, settings)
     with transaction(connection, settings, read_only=True) as cursor:
@@ -77,7 +80,7 @@ def verify_all(connection: Connection[TupleRow], settings: Settings) -> Verifica
         if entry.facts.dropped_at is not None or entry.facts.status in ACTIVE:
             continue
         try:
-            done.append(verify_registered(connection, settings, entry))
+            done.append(verify_registered(connection, settings, entry, by=by))
         except (BackupExpiredError, OperationStateError):
             # Dropped, or taken up again, since the list was read.
             continue
@@ -87,7 +90,7 @@ def verify_all(connection: Connection[TupleRow], settings: Settings) -> Verifica
 
 
 def verify_registered(
-    connection: Connection[TupleRow], settings: Settings, backup: Registered
+    connection: Connection[TupleRow], settings: Settings, backup: Registered, *, by: str
 ) -> Verification:
     """The same for a row of the registry that was just read."""
     require_table(backup)
@@ -113,7 +116,7 @@ def verify_registered(
         found.problems.append(
             f"It does not fit the market table of today: {error.diag.message_primary}."
         )
-    return _store(connection, settings, backup, found, time.monotonic() - started)
+    return _store(connection, settings, backup, found, seconds=time.monotonic() - started, by=by)
 
 
 def _read(
@@ -226,7 +229,9 @@ def _store(
     settings: Settings,
     backup: Registered,
     found: _Findings,
+    *,
     seconds: float,
+    by: str,
 ) -> Verification:
     content = found.content
     result = Verification(
@@ -258,4 +263,5 @@ def _store(
                 "verification": Jsonb(result.model_dump(mode="json", by_alias=True)),
             },
         )
+        remember(cursor, key, "backup_verified", by, {"passed": result.passed})
     return result

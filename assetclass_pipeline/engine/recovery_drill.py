@@ -64,7 +64,7 @@ def drill_recovery(
         backup = _chosen(connection, settings, correction_id)
         if backup is None:
             return None
-        report = _drill(dsn, connection, settings, backup)
+        report = _drill(dsn, connection, settings, backup, by=by)
         key = as_uuid(backup.correction_id)
         with transaction(connection, settings) as cursor:
             stored = Jsonb(report.model_dump(mode="json", by_alias=True))
@@ -107,10 +107,10 @@ def _can_be_tried(entry: Registered) -> bool:
 
 
 def _drill(
-    dsn: str, connection: Connection[TupleRow], settings: Settings, backup: Registered
+    dsn: str, connection: Connection[TupleRow], settings: Settings, backup: Registered, *, by: str
 ) -> DrillReport:
     started = time.monotonic()
-    verified = verify_registered(connection, settings, backup)
+    verified = verify_registered(connection, settings, backup, by=by)
     tables = inspect_market_tables(connection, settings, for_writing=False)
     measured = _Measured(problems=[*verified.problems])
     _drop_old_copies(connection, settings)

@@ -23,6 +23,7 @@ from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.database.schema import require_schema
+from assetclass_pipeline.engine.audit import refusals_recorded
 from assetclass_pipeline.engine.claiming import fenced
 from assetclass_pipeline.engine.courtesy import Courtesy
 from assetclass_pipeline.engine.holding import Holder, hold
@@ -51,6 +52,7 @@ from assetclass_pipeline.engine.undo_record import (
 )
 from assetclass_pipeline.engine.work import Work, release_quarantine
 from assetclass_pipeline.errors import AssetClassError, OperationFencedError
+from assetclass_pipeline.model.audit import Action
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import Kind, Operation, Phase, Status
 from assetclass_pipeline.model.preflight import Preflight
@@ -153,13 +155,15 @@ def _begun(
     cancelled_by: tuple[type[BaseException], ...],
 ) -> Iterator[Rollback]:
     """Everything that can be refused is refused before the operation's row is written."""
-    options = _options_of(dsn, settings, request)
-    undoing = Undoing(settings, request.correction_id, request.rollback_of, options)
-    seen = begun(
-        lambda: _looked_at(dsn, settings, options, undoing),
-        options.retry or settings.retry,
-        settings.patience,
-    )
+    undone = {"rollbackOf": request.rollback_of}
+    with refusals_recorded(dsn, settings, request, Action.CLAIM_OPERATION, **undone):
+        options = _options_of(dsn, settings, request)
+        undoing = Undoing(settings, request.correction_id, request.rollback_of, options)
+        seen = begun(
+            lambda: _looked_at(dsn, settings, options, undoing),
+            options.retry or settings.retry,
+            settings.patience,
+        )
     with hold(dsn, settings, request, cancelled_by=cancelled_by, check=undoing.check) as holder:
         pacing = holder.attempt(_pacing_of, holder)
         rollback = Rollback(holder, seen.tables, pacing, observe, options, seen.undone, seen.survey)
@@ -174,7 +178,7 @@ def _begun(
             raise
         except BaseException:
             with suppress(AssetClassError, psycopg.Error):
-                holder.once(lambda: _keep_record(rollback))
+                holder.once(lambda: _keep_record(rollback), longest=holder.longest_scan)
             raise
 
 
@@ -255,6 +259,7 @@ def _end(rollback: Rollback, state: PlanState) -> None:
             rollback.holder.update_with(cursor, "finish", values)
 
     rollback.again(end)
+    rollback.holder.stop.comes_too_late()
     rollback.report()
 
 
@@ -305,5 +310,7 @@ def _keep_record(rollback: Rollback) -> None:
     state = load_plan(rollback.holder)
     if state is None or rollback.options.dry_run:
         return
-    with transaction(rollback.connection, rollback.settings) as cursor:
+    with transaction(rollback.connection, rollback.settings, statement_timeout="0") as cursor:
         _record(rollback, cursor, state)
+        # Last: a take-over need not wait for all of this.
+        rollback.holder.require_held(cursor)

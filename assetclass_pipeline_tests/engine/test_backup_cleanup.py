@@ -105,7 +105,7 @@ def test_a_dry_run_changes_nothing(
     report = clean_up(connection, settings, by="test", dry_run=True)
     assert report.dry_run
     assert "never verified" in why_kept(report)
-    verify_all(connection, settings)
+    verify_all(connection, settings, by="test")
     report = clean_up(connection, settings, by="test", dry_run=True)
     assert [dropped.table for dropped in report.dropped] == [f"public.{operation.backup_table}"]
     assert report.dropped[0].archive is None
@@ -150,7 +150,7 @@ def test_a_damaged_backup_is_kept_and_said(
 ) -> None:
     statement, was_verified = damage
     if was_verified:
-        verify_all(connection, settings)
+        verify_all(connection, settings, by="test")
     market.execute(statement, sql.Identifier("public", str(operation.backup_table)))
     why = why_kept(clean(connection, settings))
     assert "altered it since" in why if was_verified else "does not hold what was written" in why
@@ -240,9 +240,9 @@ def test_a_lost_archive_fails_the_verification_of_all(
     operation: Operation, settings: Settings, connection: Connection[TupleRow]
 ) -> None:
     clean(connection, settings)
-    assert verify_all(connection, settings).passed
+    assert verify_all(connection, settings, by="test").passed
     (settings.archive / f"{operation.correction_id}.parquet").unlink()
-    report = verify_all(connection, settings)
+    report = verify_all(connection, settings, by="test")
     assert not report.passed
     assert [file.state for file in report.bad_archives] == [ArchiveState.MISSING]
 
@@ -283,7 +283,7 @@ def test_a_rollback_that_begins_first_keeps_its_backup(
     market: Market, operation: Operation, settings: Settings, connection: Connection[TupleRow]
 ) -> None:
     """Cleanup waits behind the claim, looks again, and leaves the table alone."""
-    verify_all(connection, settings)
+    verify_all(connection, settings, by="test")
     reports: list[CleanupReport] = []
     rollback = uuid4()
     with psycopg.connect(market.dsn) as claiming:
@@ -311,7 +311,7 @@ def test_a_rollback_that_begins_later_finds_it_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The claim waits for cleanup's commit, and never goes on without a table."""
-    verify_all(connection, settings)
+    verify_all(connection, settings, by="test")
     seen: list[object] = []
 
     def claim() -> None:
@@ -342,7 +342,7 @@ def test_a_resume_that_begins_first_keeps_its_plan(
     request = request_of()
     plan_now(market, request)
     expire(market)
-    verify_all(connection, settings)
+    verify_all(connection, settings, by="test")
     reports: list[CleanupReport] = []
     with psycopg.connect(market.dsn) as claiming:
         claiming.execute("UPDATE assetclass.operation SET status = 'running'")

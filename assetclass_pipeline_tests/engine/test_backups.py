@@ -46,7 +46,7 @@ def backups_of(market: Market) -> dict[str, Backup]:
 
 def verify(market: Market, correction_id: str) -> Verification:
     with connect(market.dsn, market.settings, purpose="test") as connection:
-        return verify_backup(connection, market.settings, correction_id)
+        return verify_backup(connection, market.settings, correction_id, by="test")
 
 
 def table_of(backup: Backup) -> sql.Identifier:
@@ -399,7 +399,7 @@ def test_one_that_is_being_written_is_not_verified(market: Market) -> None:
     with pytest.raises(OperationStateError, match="still writes its backup"):
         verify(market, request.correction_id)
     with connect(market.dsn, market.settings, purpose="test") as connection:
-        assert verify_all(connection, market.settings).verifications == []
+        assert verify_all(connection, market.settings, by="test").verifications == []
     assert backups_of(market)[request.correction_id].state is BackupState.NEEDED
 
 

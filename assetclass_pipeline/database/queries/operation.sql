@@ -222,7 +222,7 @@ o.status NOT IN ('requested', 'running', 'paused')
 -- Median rows per second of the last corrections, for estimates.
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY rate)
 FROM (SELECT flow.flow_records / nullif(flow.flow_seconds, 0) AS rate
-      FROM (SELECT correction_id FROM assetclass.operation
+      FROM (SELECT correction_id FROM assetclass.operation WHERE kind = 'correction'
             ORDER BY requested_at DESC LIMIT 20) o
       CROSS JOIN LATERAL ({flow}) flow
       WHERE flow.flow_records >= 1000
