@@ -56,6 +56,7 @@ from assetclass_pipeline.model.audit import Action
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
 from assetclass_pipeline.model.operation import Kind, Operation, Phase, Status
 from assetclass_pipeline.model.preflight import Preflight
+from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline.model.rollback import RollbackOptions
 from assetclass_pipeline.settings import Settings
 
@@ -229,20 +230,9 @@ def _plan(rollback: Rollback) -> PlanState:
 
 def _end(rollback: Rollback, state: PlanState) -> None:
     """Record, summary, the correction's mark and the end commit together."""
-    before, after = _measure(rollback, state)
+    report = _measure(rollback, state)
     dry_run = rollback.options.dry_run
-    values = {
-        "status": Status.SUCCEEDED.value,
-        "phase": Phase.DONE.value,
-        "quality_after": after,
-        "late_left": 0,
-        "estimate_error_percent": None,
-        "dropped": dry_run or not state.planned,
-        "error": None,
-    }
-    if before is not None:
-        measured: dict[str, object] = {"quality": before, "mismatched_left": 0}
-        rollback.again(lambda: rollback.holder.update("set_quality_before", measured))
+    dropped = dry_run or not state.planned
 
     def end() -> None:
         with transaction(rollback.connection, rollback.settings, statement_timeout="0") as cursor:
@@ -254,8 +244,20 @@ def _end(rollback: Rollback, state: PlanState) -> None:
             _record(rollback, cursor, state)
             if not dry_run:
                 mark_rolled_back(cursor, rollback.undone)
-            if values["dropped"]:
+            before, after = _quality(rollback, cursor, report)
+            measured: dict[str, object] = {"quality": before, "mismatched_left": 0}
+            rollback.holder.update_with(cursor, "set_quality_before", measured)
+            if dropped:
                 drop_plan(cursor, state)
+            values = {
+                "status": Status.SUCCEEDED.value,
+                "phase": Phase.DONE.value,
+                "quality_after": after,
+                "late_left": 0,
+                "estimate_error_percent": None,
+                "dropped": dropped,
+                "error": None,
+            }
             rollback.holder.update_with(cursor, "finish", values)
 
     rollback.again(end)
@@ -263,25 +265,35 @@ def _end(rollback: Rollback, state: PlanState) -> None:
     rollback.report()
 
 
-def _measure(rollback: Rollback, state: PlanState) -> tuple[Jsonb | None, Jsonb | None]:
-    """(scores before, scores after) as far as they are known.
+def _measure(rollback: Rollback, state: PlanState) -> IntegrityReport | None:
+    """The table by one fresh scan, as it is after a real rollback or before what a dry run plans.
 
-    Of a dry run the second are computed from its plan, and say so; a real one measures only what
-    it has come to.
+    None where the caller does not want it measured; a dry run is there to tell it.
     """
     if rollback.options.dry_run:
         rollback.enter(Phase.ANALYSING)
         _leave_unfound(rollback, state)
-        before = rollback.analyse()
-        moves = rollback.again(
-            lambda: moves_of(rollback.connection, rollback.settings, rollback.tables, state)
-        )
-        after = after_moves(before, moves, rollback.settings)
-        return Jsonb(scores(before)), Jsonb({**scores(after), "isEstimated": True})
-    if not rollback.options.validate_after_rollback:
+    elif rollback.options.validate_after_rollback:
+        rollback.enter(Phase.VERIFYING)
+    else:
+        return None
+    return rollback.analyse()
+
+
+def _quality(
+    rollback: Rollback, cursor: Cursor[TupleRow], report: IntegrityReport | None
+) -> tuple[Jsonb | None, Jsonb | None]:
+    """(scores before, scores after): the one is measured, the other computed from the summary.
+
+    The computed ones say so (`isEstimated`): they leave out what others wrote at the same time.
+    """
+    if report is None:
         return None, None
-    rollback.enter(Phase.VERIFYING)
-    return None, Jsonb(scores(rollback.analyse()))
+    dry_run = rollback.options.dry_run
+    moves = moves_of(cursor, rollback.tables, rollback.holder.correction_id, backwards=not dry_run)
+    computed = Jsonb({**scores(after_moves(report, moves, rollback.settings)), "isEstimated": True})
+    measured = Jsonb(scores(report))
+    return (measured, computed) if dry_run else (computed, measured)
 
 
 def _leave_unfound(rollback: Rollback, state: PlanState) -> None:

@@ -5,7 +5,8 @@ Belongs here: looking ahead of a rollback. Does not: whether the correction may 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from uuid import UUID
 
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
@@ -15,7 +16,6 @@ from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.class_fit import check_classes
 from assetclass_pipeline.engine.conditions import blanks_of
-from assetclass_pipeline.engine.plan import PlanState
 from assetclass_pipeline.engine.preflight import check_market
 from assetclass_pipeline.errors import PreflightRefusedError
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -96,16 +96,16 @@ def _null_findings(
 
 
 def moves_of(
-    connection: Connection[TupleRow], settings: Settings, tables: MarketTables, undo: PlanState
+    cursor: Cursor[TupleRow], tables: MarketTables, rollback_id: UUID, *, backwards: bool
 ) -> list[Move]:
-    """The rows of a rollback's plan by what they hold, get, and should hold."""
+    """What a rollback's summary says that it changed, or would: forwards, or to what was before."""
     mapping = query("reference", "mapping", symbols=tables.symbols)
-    with scan(connection, settings) as cursor:
-        rows = cursor.execute(
-            query("rollback", "effect", undo=undo.identifier, mapping=mapping),
-            {"blanks": blanks_of(connection)},
-        ).fetchall()
-    return [Move(old, new, expected, int(records)) for old, new, expected, records in rows]
+    rows = cursor.execute(
+        query("rollback", "effect", mapping=mapping),
+        {"correction_id": rollback_id, "blanks": blanks_of(cursor.connection)},
+    ).fetchall()
+    moves = [Move(old, new, expected, int(records)) for old, new, expected, records in rows]
+    return [replace(move, old=move.new, new=move.old) for move in moves] if backwards else moves
 
 
 def after_moves(

@@ -122,12 +122,21 @@ class TestWhole:
     def test_what_it_did_is_summed_up_the_other_way_round(self, market: Market) -> None:
         odd(market)
         correction = correct_now(market, overwrite_existing_values=True)
+        corrected = report_of(market)
         rollback = undo_now(market, correction)
         forth = {(c.symbol, c.from_, c.to, c.records) for c in correction.changes}
         assert {(c.symbol, c.to, c.from_, c.records) for c in rollback.changes} == forth
         assert rollback.quality_after is not None
         report = report_of(market)
         assert rollback.quality_after["qualityScore"] == round(report.quality_score, 2)
+        # What was before is computed from that, and not by another scan.
+        assert rollback.quality_before is not None
+        before = rollback.quality_before
+        assert before["isEstimated"]
+        told = [before[name] for name in ("qualityScore", "completeness", "mismatched")]
+        assert told == [
+            round(corrected.quality_score, 2), round(corrected.completeness, 2), 0,
+        ]  # fmt: skip
 
     def test_without_validation_nothing_is_measured(self, market: Market) -> None:
         correction = correct_now(market.fill(10))

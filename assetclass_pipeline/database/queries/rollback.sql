@@ -295,9 +295,11 @@ WITH gone AS (DELETE FROM {undo} WHERE seq = ANY (%(seqs)s::bigint[]) RETURNING 
 SELECT count(*) FROM gone
 
 -- name: effect
--- Rows that would change, by the value they hold, the one they get, and the class of their symbol.
-SELECT u.asset_class::text, u.corrected_asset_class::text, mapping.asset_class, count(*)
-FROM {undo} u LEFT JOIN ({mapping}) mapping ON mapping.ticker = u.symbol::text COLLATE "C"
+-- Rows that change, by the value they held, the one they get, and the class of their symbol.
+SELECT c.old_class, c.new_class, mapping.asset_class, sum(c.records)
+FROM assetclass.operation_change c
+LEFT JOIN ({mapping}) mapping ON mapping.ticker = c.symbol COLLATE "C"
+WHERE c.correction_id = %(correction_id)s
 GROUP BY 1, 2, 3
 
 -- name: null_refused
