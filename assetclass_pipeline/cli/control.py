@@ -106,7 +106,7 @@ def _go_on(dsn: str, settings: Settings, left: Operation, scope: TimeRange) -> "
         settings,
         left.rollback_of,
         RollbackOptions.model_validate(left.options),
-        reason=left.reason or "",
+        reason=left.reason or "not said",
         resume=left.correction_id,
     )
 

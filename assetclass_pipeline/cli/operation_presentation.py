@@ -209,7 +209,7 @@ def changes_table(operation: "Operation") -> Table:
 
 def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
     facts: dict[str, RenderableType] = {
-        "phase": f"{operation.phase}, {operation.progress_percent:.1f} %",
+        "phase": f"{operation.doing}, {operation.progress_percent:.1f} %",
     }
     if operation.silent_seconds is not None:
         facts["process"] = _silence_line(operation.silent_seconds, operation)

@@ -19,6 +19,7 @@ from assetclass_pipeline.cli.through_dagster import (
     roll_back_when_free,
 )
 from assetclass_pipeline.cli.user import this_user
+from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import open_database
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
 from assetclass_pipeline.errors import AlreadyRolledBackError, InvalidOptionsError
@@ -63,6 +64,8 @@ def rollback(
             "may be overwritten."
         )
     with open_database(settings) as dsn:
+        if settings.database_url is None:
+            schema.upgrade(dsn, settings)
         if must_ask:
             refuse_rollback(dsn, settings, correction_id, options)
             _ask(_look(dsn, settings, correction_id, options))

@@ -100,7 +100,7 @@ class ProgressLog:
 
 def describe_progress(operation: Operation) -> str:
     """One line: phase, rows, rate and what is left."""
-    parts = [f"{operation.kind} {operation.correction_id}: {operation.phase}"]
+    parts = [f"{operation.kind} {operation.correction_id}: {operation.doing}"]
     if operation.records_planned is not None:
         parts.append(
             f"{operation.records_corrected:,} of {operation.records_planned:,} rows "

@@ -200,6 +200,12 @@ class Operation(WireModel):
         """Whether it keeps other operations out."""
         return self.status in ACTIVE
 
+    @property
+    def doing(self) -> str:
+        """Its phase for people: a rollback's batches do not correct."""
+        restoring = self.kind is Kind.ROLLBACK and self.phase is Phase.CORRECTING
+        return "restoring" if restoring else self.phase.value
+
 
 class OperationStatus(WireModel):
     """Answer to "what is going on": the active operation and the newest ones before it."""

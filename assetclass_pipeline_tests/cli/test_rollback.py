@@ -219,6 +219,7 @@ def test_what_a_signal_stopped_is_resumed(assetclass: Command, market: Market) -
     assert "rows are restored and stay so" in err
     assert "assetclass execute" not in out + err
     assert f"`assetclass resume {begun.correction_id}`" in err
+    assert "restoring, " in out
     left = get_operation(market.connection, market.settings, begun.correction_id)
     assert (left.kind, left.status) == (Kind.ROLLBACK, Status.CANCELLED)
     assert 0 < left.records_corrected < 2000
