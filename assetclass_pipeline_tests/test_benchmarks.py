@@ -71,6 +71,10 @@ def test_quick_run_measures_everything(tmp_path: Path) -> None:
     assert [row[0].partition(",")[0] for row in rows[2:]] == [
         *["correction"] * 3,
         "write-ahead log",
+        "rollback under balanced",
+        "rollback under fast",
+        "verify of a backup",
+        "history of a row",
         "backup",
         "ledger",
         "analysis",

@@ -172,7 +172,7 @@ def slow(market: Market) -> Market:
     """Each batch takes so long that no window in these tests is long enough."""
     market.execute(
         "CREATE OR REPLACE FUNCTION rest() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$"
+        "$$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$"
     )
     market.execute(
         "CREATE TRIGGER rest AFTER UPDATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION rest()",
@@ -185,7 +185,7 @@ SMALL = {"batch_size": 1, "workers": 1}
 
 
 def window_that_closes_soon() -> dict[str, str]:
-    return {"assetclass/stop_at": (datetime.now(UTC) + timedelta(seconds=2)).isoformat()}
+    return {"assetclass/stop_at": (datetime.now(UTC) + timedelta(seconds=6)).isoformat()}
 
 
 def cut_off(pipeline: Pipeline) -> tuple[dg.JobExecutionResult, Operation]:
