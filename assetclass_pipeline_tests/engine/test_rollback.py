@@ -407,6 +407,18 @@ class TestSince:
         assert operation_of(market, correction.correction_id).rolled_back_by is None
         assert_accounted(market, rollback)
 
+    def test_rows_that_the_backup_lacks_are_not_recorded_as_restored(self, market: Market) -> None:
+        correction = correct_now(market.fill(100))
+        backup = sql.Identifier("public", str(correction.backup_table))
+        market.execute("DELETE FROM {} WHERE seq <= 10", backup)
+        rollback = undo_now(market, correction)
+        assert (rollback.status, rollback.records_restored) == (Status.SUCCEEDED, 90)
+        assert undone_seqs(market) == list(range(11, 101))
+        assert operation_of(market, correction.correction_id).rolled_back_by is None
+        events = operation_of(market, rollback.correction_id).events
+        told = [event.details for event in events if event.event == "backup_lacks_rows"]
+        assert told == [{"records": 10}]
+
 
 class TestScan:
     @pytest.mark.every_postgres

@@ -92,6 +92,9 @@ AND NOT m.seq <@ (SELECT coalesce((SELECT u.seqs FROM assetclass.operation_undon
 SELECT c.asset_class::text, count(*), bool_or(c.id IS NULL), bool_or(c."timestamp" IS NULL)
 FROM ({chosen}) c GROUP BY 1
 
+-- name: backup_records
+SELECT count(*) FROM {backup}
+
 -- name: overlap
 -- Rows that a later correction changed too. A row without an id cannot be told from others.
 SELECT count(*)
