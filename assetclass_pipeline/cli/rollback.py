@@ -21,8 +21,10 @@ from assetclass_pipeline.cli.through_dagster import (
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import open_database
+from assetclass_pipeline.engine.audit import Asker, refusals_recorded
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
 from assetclass_pipeline.errors import AlreadyRolledBackError, InvalidOptionsError
+from assetclass_pipeline.model.audit import Action
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.rollback import RollbackOptions
 from assetclass_pipeline.settings import Settings, load_settings
@@ -67,7 +69,10 @@ def rollback(
         if settings.database_url is None:
             schema.upgrade(dsn, settings)
         if must_ask:
-            refuse_rollback(dsn, settings, correction_id, options)
+            asker = Asker(this_user(), reason, ticket)
+            of = {"rollbackOf": correction_id}
+            with refusals_recorded(dsn, settings, asker, Action.CLAIM_OPERATION, **of):
+                refuse_rollback(dsn, settings, correction_id, options)
             _ask(_look(dsn, settings, correction_id, options))
         run = roll_back_when_free(
             dsn, settings, correction_id, options, reason=reason, ticket=ticket

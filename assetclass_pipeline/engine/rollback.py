@@ -169,6 +169,8 @@ def _begun(
         pacing = holder.attempt(_pacing_of, holder)
         rollback = Rollback(holder, seen.tables, pacing, observe, options, seen.undone, seen.survey)
         holder.attempt(record_cut_off, holder, seen.undone)
+        if seen.survey.lacks:
+            holder.journal.tell("backup_lacks_rows", records=seen.survey.lacks)
         if seen.preflight is not None:
             found = Jsonb(seen.preflight.model_dump(mode="json", by_alias=True))
             values: dict[str, object] = {"preflight": found, "estimate": None}
@@ -314,7 +316,9 @@ def _record(rollback: Rollback, cursor: Cursor[TupleRow], state: PlanState) -> N
     dry_run = rollback.options.dry_run
     summarise(cursor, rollback.holder.correction_id, state, dry_run=dry_run)
     if not dry_run:
-        record_undone(cursor, rollback.undone, state, is_partial=rollback.options.is_partial)
+        # Of a backup that lacks rows, or may, not all that stood is in the plan.
+        is_partial = rollback.options.is_partial or rollback.survey.lacks != 0
+        record_undone(cursor, rollback.undone, state, is_partial=is_partial)
 
 
 def _keep_record(rollback: Rollback) -> None:

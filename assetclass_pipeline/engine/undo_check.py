@@ -71,10 +71,14 @@ class Undone:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the chosen rows are: how many get which value back, and whether keys lack a part."""
+    """What the chosen rows are: how many get which value back, and whether keys lack a part.
+
+    The backup `lacks` rows that the correction planned and somebody removed; None: not looked at.
+    """
 
     records_by_class: dict[str | None, int] = field(default_factory=dict)
     has_nulls: bool = False
+    lacks: int | None = None
 
     @property
     def records(self) -> int:
@@ -129,9 +133,13 @@ class Undoing:
             rows = cursor.execute(
                 query("rollback", "survey", chosen=undone.chosen()), undone.values
             ).fetchall()
+            kept = cursor.execute(
+                query("rollback", "backup_records", backup=undone.plan.identifier)
+            ).fetchone()
         return Survey(
             {name: int(records) for name, records, _, _ in rows},
             any(without_id or without_time for _, _, without_id, without_time in rows),
+            undone.plan.planned - (int(kept[0]) if kept else 0),
         )
 
     def _check(self, cursor: Cursor[TupleRow], *, locked: bool) -> Undone:

@@ -124,6 +124,8 @@ def make_undo_plan(scan: UndoScan, state: PlanState | None) -> PlanState:
         for part in _other_parts(scan):
             _scan_part(scan, state, part)
         scan.holder.attempt(_add_rest, scan, state)
+    if scan.options.dry_run:
+        scan.holder.attempt(_forget_restored, scan, state)
     scan.holder.attempt(complete_plan, scan, state)
     return state
 
@@ -222,7 +224,7 @@ def _add_chunk(scan: UndoScan, state: PlanState, chunk: _Chunk) -> None:
                 "take_backup_value": scan.options.take_backup_value,
                 "last_seq": state.planned,
             }
-            row = cursor.execute(_chunk_statement(scan, state, part), values).fetchone()
+            row = cursor.execute(_chunk_statement(scan, state, chunk), values).fetchone()
             planned, restored, seqs = row or (0, 0, None)
             if restored:
                 _count_restored(scan, cursor, int(restored), seqs)
@@ -252,12 +254,15 @@ def _let_it_hash(scan: UndoScan, cursor: Cursor[TupleRow]) -> None:
     )
 
 
-def _chunk_statement(scan: UndoScan, state: PlanState, part: _Part) -> Statement:
+def _chunk_statement(scan: UndoScan, state: PlanState, chunk: _Chunk) -> Statement:
+    part = chunk.part
     is_foreign = part.leaf.kind == "foreign"
     more: list[sql.Composable] = []
     if len(part.segments) < len(scan.undone.plan.segments):
         more.append(query("rollback", "in_segments"))
-    if part.once_more:
+    if part.once_more or chunk.first_page:
+        # A row that moves to later pages while they are scanned is met again: judged twice, it
+        # would make up in the sums for one that moved the other way and is met nowhere.
         more.append(query("rollback", "not_found_yet", undo=state.identifier))
     identifier = part.leaf.identifier
     same_row = "same_row_with_nulls" if scan.survey.has_nulls else "same_row"
@@ -276,6 +281,9 @@ def _chunk_statement(scan: UndoScan, state: PlanState, part: _Part) -> Statement
         undo=state.identifier,
         backup=scan.undone.plan.identifier,
         found=query("rollback", found, candidates=candidates),
+        noted=query("rollback", "note_restored", undo=state.identifier)
+        if scan.options.dry_run
+        else sql.SQL(""),
     )
 
 
@@ -311,3 +319,8 @@ def _add_rest(scan: UndoScan, state: PlanState) -> None:
         after.scanned[NOWHERE] = 1
         store_plan(scan.holder, cursor, state, after)
     state.segments, state.scanned = after.segments, after.scanned
+
+
+def _forget_restored(scan: UndoScan, state: PlanState) -> None:
+    with transaction(scan.connection, scan.holder.settings) as cursor:
+        cursor.execute(query("rollback", "forget_restored", undo=state.identifier))

@@ -43,14 +43,16 @@ class BackupFacts:
     """What decides about one backup table.
 
     `intact` tells whether its checksum was equal when it was last verified; None: never verified.
-    `has_batches` tells whether its operation has changed or tried any row. `rollback` is one that
-    reads the table, or began to and can go on: (correctionId, status).
+    `has_batches` tells whether its operation has changed or tried any row, `is_overtaken` whether a
+    rollback has begun since, so that it cannot go on. `rollback` is one that reads the table, or
+    began to and can go on: (correctionId, status).
     """
 
     kind: Kind
     status: Status
     expires_at: datetime
     has_batches: bool
+    is_overtaken: bool = False
     intact: bool | None = None
     rolled_back_by: str | None = None
     held_by: str | None = None
@@ -98,7 +100,7 @@ def needed_by(facts: BackupFacts) -> str | None:
             f"rollback {facts.rollback[0]} is {facts.rollback[1]} and can go on "
             f"(`assetclass resume {facts.rollback[0]}`)"
         )
-    if facts.status is not Status.SUCCEEDED and facts.has_batches:
+    if facts.status is not Status.SUCCEEDED and facts.has_batches and not facts.is_overtaken:
         return f"its {facts.kind} is {facts.status} and can go on (`assetclass resume`)"
     return None
 

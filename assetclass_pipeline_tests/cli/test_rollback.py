@@ -196,6 +196,19 @@ def test_it_asks_before_it_overwrites_what_others_wrote(
     assert {market.classes()[number] for number in range(2, 201, 2)} == {None}
 
 
+def test_what_is_refused_before_it_asks_is_on_record_once(
+    assetclass: Command, market: Market
+) -> None:
+    unknown = str(uuid4())
+    status, screen = answering(assetclass, "y", "rollback", unknown, *WHY, "--take-backup-value")
+    assert status != 0, screen
+    said = market.rows(
+        "SELECT parameters ->> 'rollbackOf', outcome, parameters ->> 'reason'"
+        " FROM assetclass.audit_log WHERE parameters ? 'rollbackOf'"
+    )
+    assert said == [(unknown, "OPERATION_NOT_FOUND", "wrong feed")]
+
+
 def test_what_a_signal_stopped_is_resumed(assetclass: Command, market: Market) -> None:
     market.fill(2000)
     correction = _correct(market)

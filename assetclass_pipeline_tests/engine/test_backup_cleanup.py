@@ -18,10 +18,18 @@ from assetclass_pipeline.engine.archive import archives, find_rows, register_arc
 from assetclass_pipeline.engine.backup_cleanup import clean_up
 from assetclass_pipeline.engine.backup_verification import verify_all
 from assetclass_pipeline.engine.backups import hold, list_backups
+from assetclass_pipeline.engine.rollback import roll_back
+from assetclass_pipeline.errors import CorrectionFailedError
 from assetclass_pipeline.model.backup import ArchiveState, Backup, BackupState, CleanupReport
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.settings import Settings
-from assetclass_pipeline_tests.engine.runs import correct_now, plan_now, request_of
+from assetclass_pipeline_tests.engine.runs import (
+    broken_after,
+    correct_now,
+    plan_now,
+    request_of,
+    undo_request_of,
+)
 from assetclass_pipeline_tests.market import Market
 
 RECORDS = 40
@@ -169,6 +177,20 @@ def test_a_backup_of_an_unfinished_operation_stays(
     market.execute("UPDATE assetclass.operation SET status = 'failed'")
     assert "can go on" in why_kept(clean(connection, settings))
     assert market.backup_tables() == [operation.backup_table]
+
+
+def test_a_rollback_that_another_one_overtook_cannot_go_on_and_goes(
+    market: Market, operation: Operation, settings: Settings, connection: Connection[TupleRow]
+) -> None:
+    first = undo_request_of(operation.correction_id, workers=1, batch_size=1)
+    with broken_after(market, 2), pytest.raises(CorrectionFailedError):
+        roll_back(market.dsn, settings, first)
+    expire(market)
+    assert all("can go on" in kept.why for kept in clean(connection, settings).kept)
+    roll_back(market.dsn, settings, undo_request_of(operation.correction_id))
+    expire(market)
+    report = clean(connection, settings)
+    assert (len(report.dropped), report.kept) == (3, [])
 
 
 def test_a_parked_plan_that_nobody_used_goes_and_can_still_be_resumed(

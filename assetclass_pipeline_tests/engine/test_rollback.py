@@ -407,37 +407,54 @@ class TestSince:
         assert operation_of(market, correction.correction_id).rolled_back_by is None
         assert_accounted(market, rollback)
 
+    def test_rows_that_the_backup_lacks_are_not_recorded_as_restored(self, market: Market) -> None:
+        correction = correct_now(market.fill(100))
+        backup = sql.Identifier("public", str(correction.backup_table))
+        market.execute("DELETE FROM {} WHERE seq <= 10", backup)
+        rollback = undo_now(market, correction)
+        assert (rollback.status, rollback.records_restored) == (Status.SUCCEEDED, 90)
+        assert undone_seqs(market) == list(range(11, 101))
+        assert operation_of(market, correction.correction_id).rolled_back_by is None
+        events = operation_of(market, rollback.correction_id).events
+        told = [event.details for event in events if event.event == "backup_lacks_rows"]
+        assert told == [{"records": 10}]
+
 
 class TestScan:
     @pytest.mark.every_postgres
+    @pytest.mark.parametrize("first_page", [0, 10])
     @pytest.mark.parametrize("is_analysed", [True, False])
     def test_it_hashes_the_backup_and_looks_nothing_up(
-        self, market: Market, monkeypatch: pytest.MonkeyPatch, is_analysed: bool
+        self,
+        market: Market,
+        monkeypatch: pytest.MonkeyPatch,
+        is_analysed: bool,
+        first_page: int,
     ) -> None:
         """Whatever the planner believes: other plans took minutes at 3 M rows."""
         correction = correct_now(market.fill(5000, missing_every=2), batch_size=1000)
         if is_analysed:
             market.execute("ANALYZE")
         statement_of = undo_plan._chunk_statement
-        seen: list[tuple[undo_plan.UndoScan, PlanState, undo_plan._Part]] = []
+        seen: list[tuple[undo_plan.UndoScan, PlanState, undo_plan._Chunk]] = []
 
         def look_over(
-            scan: undo_plan.UndoScan, state: PlanState, part: undo_plan._Part
+            scan: undo_plan.UndoScan, state: PlanState, chunk: undo_plan._Chunk
         ) -> Statement:
-            seen.append((scan, state, part))
-            return statement_of(scan, state, part)
+            seen.append((scan, state, chunk))
+            return statement_of(scan, state, chunk)
 
         monkeypatch.setattr(undo_plan, "_chunk_statement", look_over)
         undo_now(market, correction, batch_size=1000)
-        ((scan, state, part),) = seen
-        chunk = undo_plan._Chunk(part, 0, 50, 4, 100)
+        ((scan, state, only),) = seen
+        chunk = undo_plan._Chunk(only.part, first_page, 50, 4, 100)
         values = {**scan.undone.values, **chunk.values, "take_backup_value": False, "last_seq": 0}
         with (
             connect(market.dsn, market.settings, purpose="test") as connection,
             transaction(connection, market.settings) as cursor,
         ):
             undo_plan._let_it_hash(scan, cursor)
-            explain = sql.SQL("EXPLAIN (FORMAT JSON) ") + statement_of(scan, state, part)
+            explain = sql.SQL("EXPLAIN (FORMAT JSON) ") + statement_of(scan, state, chunk)
             row = cursor.execute(explain, values).fetchone()
         assert row is not None
         plan = row[0][0]["Plan"]
@@ -460,6 +477,67 @@ class TestScan:
             sql.Identifier("assetclass", str(rollback.backup_table)),
         )
         assert backwards == VISITS - 1
+
+    def test_a_leaf_that_is_rewritten_between_two_chunks_is_restored_whole(
+        self, market: Market, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As many rows are met twice as are met nowhere: their number alone would tell nothing."""
+        correction = correct_now(market.fill(1000))
+        write(market, "VACUUM FULL {}")
+        write(market, "CREATE INDEX backwards ON {} (id DESC)")
+
+        between_chunks(monkeypatch, 5, lambda: write(market, "CLUSTER {} USING backwards"))
+        rollback = undo_now(market, correction)
+
+        assert (rollback.records_planned, rollback.records_restored) == (1000, 1000)
+        assert rollback.skipped_by_reason == {}
+        assert set(market.classes().values()) == {None}
+
+    def test_a_row_that_moves_to_later_pages_is_judged_once(
+        self, market: Market, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        correction = correct_now(market.fill(1000))
+        write(market, "UPDATE {} SET asset_class = 'THEIRS' WHERE id <= 3")
+        write(market, "UPDATE {} SET asset_class = NULL WHERE id BETWEEN 4 AND 8")
+        write(market, "DELETE FROM {} WHERE id > 900")
+        write(market, "VACUUM FULL {}")
+
+        moved = "UPDATE {} SET close = close + 1 WHERE id <= 20"
+        between_chunks(monkeypatch, 5, lambda: write(market, moved))
+        rollback = undo_now(market, correction)
+
+        assert rollback.status is Status.SUCCEEDED
+        assert (rollback.records_restored, rollback.records_conflicting) == (897, 103)
+        assert (rollback.records_planned, rollback.records_corrected) == (992, 892)
+        assert len(undone_seqs(market)) == 897
+
+    @pytest.mark.parametrize("take_backup_value", [False, True])
+    def test_a_dry_run_counts_what_is_restored_already_once(
+        self, market: Market, take_backup_value: bool
+    ) -> None:
+        correction = correct_now(market.fill(100))
+        write(market, "UPDATE {} SET asset_class = NULL WHERE id <= 10")
+        write(market, "DELETE FROM {} WHERE id = 50")
+        told = undo_now(market, correction, dry_run=True, take_backup_value=take_backup_value)
+        assert (told.records_planned, told.records_conflicting) == (89, 1)
+        assert market.value("SELECT max(already_restored) FROM assetclass.operation") == 10
+
+
+def between_chunks(
+    monkeypatch: pytest.MonkeyPatch, number: int, happen: Callable[[], None]
+) -> None:
+    """Scan page by page; something happens before the chunk of this number."""
+    add_chunk, waiting = undo_plan._add_chunk, [number]
+
+    def add(scan: undo_plan.UndoScan, state: PlanState, chunk: undo_plan._Chunk) -> None:
+        if chunk.first_page in waiting:
+            waiting.clear()
+            happen()
+        add_chunk(scan, state, chunk)
+
+    monkeypatch.setattr(undo_plan, "PAGES_PER_CHUNK", 1)
+    monkeypatch.setattr(undo_plan, "PAGES_PER_BACKUP_PAGE", 0)
+    monkeypatch.setattr(undo_plan, "_add_chunk", add)
 
 
 def looped_over(node: dict[str, Any], *, in_loop: bool = False) -> set[str]:

@@ -45,6 +45,7 @@ EXPIRED = BackupFacts(
         ({"status": Status.FAILED}, Verdict.KEEP, "is failed and can go on"),
         ({"status": Status.TIMED_OUT}, Verdict.KEEP, "can go on"),
         ({"status": Status.FAILED, "rolled_back_by": "r1"}, Verdict.DROP, "put back"),
+        ({"status": Status.FAILED, "is_overtaken": True}, Verdict.DROP, "expired"),
         # A plan that nobody used: a resume plans afresh.
         ({"status": Status.PLANNED, "has_batches": False}, Verdict.DROP, "expired"),
         ({"status": Status.FAILED, "has_batches": False}, Verdict.DROP, "expired"),

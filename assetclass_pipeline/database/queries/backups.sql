@@ -76,13 +76,18 @@ RETURNING b.correction_id::text
 
 -- name: show
 -- Newest first. What needs a table: its own operation while it is active, or can go on and has
--- changed rows; and a rollback that reads it, or can go on.
+-- changed rows; and a rollback that reads it, or can go on. None goes on that a rollback overtook:
+-- one of the correction, and of a rollback a later one.
 SELECT b.correction_id::text AS correction_id, o.kind, o.status, o.rolled_back_by::text AS rolled_back_by,
        b.schema_name, b.table_name, b.records, b.bytes, b.checksum, b.created_at, b.expires_at,
        b.verified_at, b.verification, b.held_by, b.held_at, b.hold_reason,
        b.dropped_at, b.dropped_by, b.drop_reason,
        EXISTS (SELECT FROM assetclass.operation_batch l
                WHERE l.correction_id = b.correction_id) AS has_batches,
+       EXISTS (SELECT FROM assetclass.operation x
+               WHERE x.rollback_of = coalesce(o.rollback_of, o.correction_id)
+                 AND NOT x.dry_run AND x.plan IS NOT NULL
+                 AND (o.rollback_of IS NULL OR x.requested_at > o.requested_at)) AS is_overtaken,
        reader.correction_id::text AS rollback_id, reader.status AS rollback_status,
        clock_timestamp() AS now
 FROM assetclass.backup b
@@ -91,7 +96,11 @@ LEFT JOIN LATERAL (
     SELECT r.correction_id, r.status
     FROM assetclass.operation r
     WHERE r.rollback_of = b.correction_id AND r.status <> 'succeeded'
-      AND (r.status IN ('requested', 'running', 'paused') OR NOT r.dry_run)
+      AND (r.status IN ('requested', 'running', 'paused')
+           OR NOT r.dry_run
+              AND NOT EXISTS (SELECT FROM assetclass.operation x
+                              WHERE x.rollback_of = r.rollback_of AND NOT x.dry_run
+                                AND x.plan IS NOT NULL AND x.requested_at > r.requested_at))
     ORDER BY r.status IN ('requested', 'running', 'paused') DESC, r.requested_at DESC
     LIMIT 1) reader ON true
 WHERE {chosen}

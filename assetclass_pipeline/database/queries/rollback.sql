@@ -92,6 +92,9 @@ AND NOT m.seq <@ (SELECT coalesce((SELECT u.seqs FROM assetclass.operation_undon
 SELECT c.asset_class::text, count(*), bool_or(c.id IS NULL), bool_or(c."timestamp" IS NULL)
 FROM ({chosen}) c GROUP BY 1
 
+-- name: backup_records
+SELECT count(*) FROM {backup}
+
 -- name: overlap
 -- Rows that a later correction changed too. A row without an id cannot be told from others.
 SELECT count(*)
@@ -189,10 +192,23 @@ WITH {found}, added AS (
            f.class_before::text, b.corrected_asset_class::text, f.class_now::text,
            'changed_by_others'
     FROM found f JOIN {backup} b ON b.seq = f.undone_seq WHERE f.fate = 3
-)
+){noted}
 SELECT count(*) FILTER (WHERE fate = 1), count(*) FILTER (WHERE fate = 2),
        (range_agg(int8range(undone_seq, undone_seq, '[]')) FILTER (WHERE fate = 2))::text
 FROM found
+
+-- name: note_restored
+-- A dry run puts nothing on record, and yet must know until its scan ends what that has met.
+, noted AS (
+    INSERT INTO {undo} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
+                        source_table, source_address, undone_seq)
+    SELECT -f.undone_seq, f.id, f.symbol, f."timestamp", f.class_now, f.class_before,
+           %(leaf)s::oid, f.address, f.undone_seq
+    FROM found f WHERE f.fate = 2
+)
+
+-- name: forget_restored
+DELETE FROM {undo} WHERE seq < 0
 
 -- name: add_rest
 -- Rows that the scan has not met: deleted, or moved while it ran. They are planned without an
