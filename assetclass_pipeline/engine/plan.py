@@ -21,6 +21,7 @@ from assetclass_pipeline.database.market_tables import Leaf, MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine import backups
 from assetclass_pipeline.engine.backups import BACKUP_PREFIX
+from assetclass_pipeline.engine.claiming import fenced
 from assetclass_pipeline.engine.conditions import blanks_of, correctable_rows
 from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.errors import CorrectionFailedError
@@ -396,10 +397,14 @@ def store_plan(
 
 
 def require_stored(holder: Holder, cursor: psycopg.Cursor[TupleRow], state: PlanState) -> None:
-    """The database must know of every row that we planned. Raises CorrectionFailedError."""
-    key = {"correction_id": holder.correction_id}
-    row = cursor.execute(query("operation", "stored_records"), key).fetchone()
-    stored = int(row[0]) if row else state.planned
+    """The database must know of every row that we planned, and of no other.
+
+    Raises CorrectionFailedError, and OperationFencedError where another process plans by now.
+    """
+    row = cursor.execute(query("operation", "stored_records"), holder.key).fetchone()
+    if row is None:
+        raise fenced(holder.correction_id)
+    stored = int(row[0])
     if stored != state.planned:
         raise CorrectionFailedError(
             f"The server lost a part of the plan of operation {holder.correction_id} after it had "

@@ -118,7 +118,7 @@ WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status IN ('ru
 
 -- name: stored_records
 SELECT coalesce(records_planned, 0) FROM assetclass.operation
-WHERE correction_id = %(correction_id)s
+WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s
 
 -- name: plan_of
 SELECT o.plan, o.options, o.range_start, o.range_end, h.pacing
