@@ -154,16 +154,18 @@ class Undoing:
         self._refuse_what_is_no_ended_correction(kind, status, rollback_of)
         self._refuse_what_changed_nothing(dry_run, has_changed, backup_table)
         begun = cursor.execute(query("rollback", "begun"), keys).fetchone()
-        has_begun, is_planned = begun or (False, False)
+        undo, is_planned = begun or (None, False)
         own_plan = PlanState.model_validate(plan)
         undone = Undone(self._of, self._id, own_plan, self.is_chosen, is_planned)
         if not is_planned:
             self._refuse_without_backup(cursor, undone, locked=locked)
-        if has_begun:
+        if undo is None:
+            self._refuse_done(cursor, rolled_back_by)
+        else:
             self._refuse_overtaken(cursor)
-            return undone
-        self._refuse_done(cursor, rolled_back_by)
-        self._refuse_before_later_ones(cursor, undone)
+        left = self._unwritten(cursor, undo) if is_planned else undone.chosen()
+        if left is not None:
+            self._refuse_before_later_ones(cursor, undone, left)
         return undone
 
     def _refuse_what_is_no_ended_correction(
@@ -210,9 +212,7 @@ class Undoing:
         row = cursor.execute(query("rollback", "backup", lock=lock), undone.key).fetchone()
         if row is not None and row[0] is not None:
             raise BackupExpiredError(_dropped(self._of, *row))
-        names = {"schema": undone.plan.schema_name, "table": undone.plan.table_name}
-        exists = cursor.execute(query("plan", "table_exists"), names).fetchone()
-        if exists is None or not exists[0]:
+        if not _exists(cursor, undone.plan):
             raise BackupExpiredError(
                 f"The backup of correction {self._of}, table {undone.plan.schema_name}."
                 f"{undone.plan.table_name}, is gone, and not by our own cleanup: somebody dropped "
@@ -252,7 +252,21 @@ class Undoing:
             "correct its rows again, run a new correction."
         )
 
-    def _refuse_before_later_ones(self, cursor: Cursor[TupleRow], undone: Undone) -> None:
+    def _unwritten(self, cursor: Cursor[TupleRow], undo: object) -> Statement | None:
+        """What a rollback that was cut off has yet to restore; None where its plan is lost.
+
+        A later correction may have written the very class that the rollback expects there.
+        """
+        plan = PlanState.model_validate(undo)
+        if not _exists(cursor, plan):
+            return None
+        written = changed("correction_id")
+        return query("rollback", "unwritten", undo=plan.identifier, changed_seqs=written)
+
+    def _refuse_before_later_ones(
+        self, cursor: Cursor[TupleRow], undone: Undone, left: Statement
+    ) -> None:
+        """`left` are the rows that are to be restored."""
         later = cursor.execute(query("rollback", "later_corrections"), undone.key).fetchall()
         if {found for found, _ in later} <= self._looked_at:
             return
@@ -261,7 +275,8 @@ class Undoing:
         for correction_id, plan in later:
             if correction_id in self._looked_at:
                 continue
-            records = _overlap(cursor, undone, correction_id, PlanState.model_validate(plan))
+            later_plan = PlanState.model_validate(plan)
+            records = _overlap(cursor, undone, left, correction_id, later_plan)
             if records:
                 raise LaterCorrectionError(
                     f"Correction {correction_id} came after {self._of} and changed {records:,} of "
@@ -272,19 +287,25 @@ class Undoing:
             self._looked_at.add(correction_id)
 
 
-def _overlap(cursor: Cursor[TupleRow], undone: Undone, correction_id: str, plan: PlanState) -> int:
-    """Chosen rows that a later correction changed too and that still stand; 0 without its backup.
+def _exists(cursor: Cursor[TupleRow], plan: PlanState) -> bool:
+    names = {"schema": plan.schema_name, "table": plan.table_name}
+    row = cursor.execute(query("plan", "table_exists"), names).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _overlap(
+    cursor: Cursor[TupleRow], undone: Undone, left: Statement, correction_id: str, plan: PlanState
+) -> int:
+    """Rows `left` that a later correction changed too and that still stand; 0 without its backup.
 
     What it changed is then not known by row, and the comparison with the present values decides.
     """
-    names = {"schema": plan.schema_name, "table": plan.table_name}
-    exists = cursor.execute(query("plan", "table_exists"), names).fetchone()
-    if exists is None or not exists[0]:
+    if not _exists(cursor, plan):
         return 0
     statement = query(
         "rollback",
         "overlap",
-        chosen=undone.chosen(),
+        chosen=left,
         later=plan.identifier,
         later_seqs=standing("later"),
     )

@@ -23,6 +23,7 @@ from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
     AssetClassError,
     CorrectionFailedError,
+    LaterCorrectionError,
     OperationCancelledError,
     OperationInProgressError,
     OperationStateError,
@@ -673,6 +674,36 @@ class TestGoingOn:
         assert sum(change.records for change in first.changes) == done
         with pytest.raises(OperationStateError, match=another.correction_id):
             undo_now(market, request)
+
+    def test_what_a_later_correction_wrote_meanwhile_is_not_taken_for_ours(
+        self, market: Market
+    ) -> None:
+        """It writes the same class, so that comparing values cannot tell."""
+        correction = correct_now(market.fill(200))
+        request = undo_request_of(correction.correction_id, workers=1)
+        self._cut_off(market, request)
+        # The nightly correction takes up what was restored, which is no reason to stop.
+        correct_now(market, max_records_to_process=10)
+        again = undo_now(market, request)
+        assert again.status is Status.SUCCEEDED
+
+    def test_a_later_correction_of_a_row_that_is_not_restored_yet_goes_first(
+        self, market: Market
+    ) -> None:
+        """It writes the same class, so that comparing values cannot tell."""
+        correction = correct_now(market.fill(200))
+        request = undo_request_of(correction.correction_id, workers=1)
+        self._cut_off(market, request)
+        left = next(number for number, name in market.classes().items() if name is not None)
+        market.execute("UPDATE market_data SET asset_class = NULL WHERE id = {}", sql.Literal(left))
+        symbol = f"S{left % 20}"
+        later = correct_now(market, target_symbols=[symbol])
+        with pytest.raises(LaterCorrectionError, match=later.correction_id):
+            undo_now(market, request)
+        assert market.classes()[left] is not None
+        undo_now(market, later)
+        assert undo_now(market, request).status is Status.SUCCEEDED
+        assert set(market.classes().values()) == {None}
 
     def test_a_cancel_is_heard_between_batches_and_recorded(self, market: Market) -> None:
         correction = correct_now(market.fill(2000), batch_size=500)

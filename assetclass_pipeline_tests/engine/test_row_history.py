@@ -35,7 +35,7 @@ from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.model.row_history import RowHistory, RowTrail
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
-from assetclass_pipeline_tests.engine.runs import correct_now, plan_now, request_of
+from assetclass_pipeline_tests.engine.runs import correct_now, plan_now, request_of, undo_now
 from assetclass_pipeline_tests.market import Bar, Market, open_market
 
 every_postgres = pytest.mark.every_postgres
@@ -135,6 +135,17 @@ def roll_back(market: Market, undone: Operation, *, conflicts: Iterable[int] = (
 
 
 class TestWhatHappened:
+    def test_what_a_dry_run_of_a_rollback_met_did_not_happen(self, market: Market) -> None:
+        done = correct_now(stocks(market, 1, 2))
+        market.execute("UPDATE market_data SET asset_class = 'BOND' WHERE id = 1")
+        assert undo_now(market, done, dry_run=True).records_conflicting == 1
+        assert outcomes(trail_of(market, 1)) == [("correction", "changed", None, "STOCK")]
+        rollback = undo_now(market, done)
+        assert [event.correction_id for event in trail_of(market, 1).events] == [
+            done.correction_id,
+            rollback.correction_id,
+        ]
+
     @every_postgres
     def test_who_when_from_what_to_what_and_why(self, market: Market) -> None:
         began = datetime.now(UTC) - timedelta(seconds=1)

@@ -21,8 +21,8 @@ SELECT dropped_at, dropped_by, drop_reason FROM assetclass.backup
 WHERE correction_id = %(undone)s {lock}
 
 -- name: begun
--- Whether this very rollback has a plan already, and whether it is complete.
-SELECT plan IS NOT NULL, coalesce((plan ->> 'complete')::boolean, false)
+-- The plan that this very rollback has already, and whether it is complete.
+SELECT plan, coalesce((plan ->> 'complete')::boolean, false)
 FROM assetclass.operation WHERE correction_id = %(correction_id)s
 
 -- name: begun_with
@@ -94,6 +94,10 @@ FROM ({chosen}) c GROUP BY 1
 
 -- name: backup_records
 SELECT count(*) FROM {backup}
+
+-- name: unwritten
+SELECT u.id, u.symbol, u."timestamp" FROM {undo} u
+WHERE NOT u.seq <@ (SELECT {changed_seqs})
 
 -- name: overlap
 -- Rows that a later correction changed too. A row without an id cannot be told from others.

@@ -152,7 +152,7 @@ SELECT c.correction_id::text AS correction_id, c.seq, c.symbol, c."timestamp",
        c.class_before, c.class_now, c.reason, coalesce(o.finished_at, o.started_at) AS happened_at
 FROM assetclass.operation_conflict c
 JOIN assetclass.operation o USING (correction_id)
-WHERE c.id = %(id)s
+WHERE c.id = %(id)s AND NOT o.dry_run
 
 -- name: has_key_index
 SELECT EXISTS (
