@@ -245,7 +245,7 @@ def _end(rollback: Rollback, state: PlanState) -> None:
                 require_whole_plan(rollback, cursor, state)
             _record(rollback, cursor, state)
             if not dry_run:
-                mark_rolled_back(cursor, rollback.undone)
+                mark_rolled_back(cursor, rollback.undone, state)
             before, after = _quality(rollback, cursor, report)
             measured: dict[str, object] = {"quality": before, "mismatched_left": 0}
             rollback.holder.update_with(cursor, "set_quality_before", measured)

@@ -187,10 +187,13 @@ def record_undone(
     cursor.execute(query("rollback", "record_undone", written=written), undone.key)
 
 
-def mark_rolled_back(cursor: Cursor[TupleRow], undone: Undone) -> None:
+def mark_rolled_back(cursor: Cursor[TupleRow], undone: Undone, undo: PlanState) -> None:
     """Say of the correction that it is undone, if none of its rows stands any more."""
     standing_seqs = standing("undone")
-    cursor.execute(query("rollback", "mark_rolled_back", standing_seqs=standing_seqs), undone.key)
+    statement = query(
+        "rollback", "mark_rolled_back", standing_seqs=standing_seqs, undo=undo.identifier
+    )
+    cursor.execute(statement, undone.key)
 
 
 def record_cut_off(holder: Holder, undone: Undone) -> None:

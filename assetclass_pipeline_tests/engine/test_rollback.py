@@ -397,6 +397,25 @@ class TestSince:
         undone = operation_of(market, correction.correction_id)
         assert undone.rolled_back_by == again.correction_id
 
+    def test_an_old_conflict_does_not_hide_that_a_row_still_stands(self, market: Market) -> None:
+        correction = correct_now(market.fill(30))
+        write(market, "CREATE TABLE before AS TABLE {}")
+        write(market, "UPDATE {} SET asset_class = 'THEIRS' WHERE id = 3")
+        assert undo_now(market, correction, row_ids=["3"]).records_conflicting == 1
+        write(
+            market,
+            "UPDATE {} m SET asset_class = b.asset_class FROM before b"
+            " WHERE m.id = b.id AND m.id = 3",
+        )
+        with psycopg.connect(market.dsn) as other:
+            other.execute("SELECT FROM market_data WHERE id = 3 FOR UPDATE")
+            rollback = undo_now(market, correction)
+        assert rollback.skipped_by_reason == {"locked": 1}
+        assert operation_of(market, correction.correction_id).rolled_back_by is None
+        assert undo_now(market, correction).records_restored == 1
+        assert set(market.classes().values()) == {None}
+        market.execute("DROP TABLE before")
+
     def test_values_that_the_table_refuses_by_now_are_quarantined(self, market: Market) -> None:
         market.list_symbols(("AAPL", "STOCK"))
         market.add(Bar(n, "AAPL", asset_class=None if n <= 2 else "OLD") for n in range(1, 101))

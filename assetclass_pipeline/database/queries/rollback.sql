@@ -267,13 +267,26 @@ coalesce((SELECT range_agg(int8range(u.undone_seq, u.undone_seq, '[]'))
 
 -- name: mark_rolled_back
 -- Undone is a correction of whose rows none holds its class any more: each is restored, or somebody
--- else changed or deleted it. Rows that were locked or refused still stand.
+-- else changed or deleted it. Rows that were locked or refused still stand; also where an earlier
+-- rollback found them changed, for this one has found them as the correction left them.
+-- Ranges, and no join to the plan: its rows are many, and the planner knows nothing of them.
+WITH conflicts AS MATERIALIZED (
+    SELECT range_agg(int8range(c.seq, c.seq, '[]'))
+               FILTER (WHERE c.correction_id = %(correction_id)s) AS own,
+           range_agg(int8range(c.seq, c.seq, '[]'))
+               FILTER (WHERE c.correction_id <> %(correction_id)s) AS earlier
+    FROM assetclass.operation_conflict c JOIN assetclass.operation o USING (correction_id)
+    WHERE o.rollback_of = %(undone)s AND NOT o.dry_run
+), planned AS MATERIALIZED (
+    SELECT range_agg(int8range(u.undone_seq, u.undone_seq, '[]')) AS again
+    FROM {undo} u WHERE u.undone_seq <@ (SELECT earlier FROM conflicts)
+)
 UPDATE assetclass.operation SET rolled_back_by = %(correction_id)s
 WHERE correction_id = %(undone)s AND rolled_back_by IS NULL
-  AND isempty({standing_seqs} - coalesce(
-      (SELECT range_agg(int8range(c.seq, c.seq, '[]'))
-       FROM assetclass.operation_conflict c JOIN assetclass.operation o USING (correction_id)
-       WHERE o.rollback_of = %(undone)s AND NOT o.dry_run), '{{}}'::int8multirange))
+  AND isempty({standing_seqs}
+      - coalesce((SELECT own FROM conflicts), '{{}}'::int8multirange)
+      - (coalesce((SELECT earlier FROM conflicts), '{{}}'::int8multirange)
+         - coalesce((SELECT again FROM planned), '{{}}'::int8multirange)))
 
 -- name: left_rows
 -- Planned rows that were not found as planned, and whose end may be known better by now.
