@@ -83,6 +83,17 @@ _NEXT_STEPS = (
 )
 
 
+# For statements that read a whole table. Without the two costs at 0 the planner, which cannot
+# estimate how many months there are, counts on one core (measured: 1.3 to 1.6 x). The leader merges
+# what the workers counted; counting too, it would hold them up (measured on two cores: 1.04 s
+# instead of 1.31 s).
+ALL_CORES = {
+    "parallel_setup_cost": "0",
+    "parallel_tuple_cost": "0",
+    "parallel_leader_participation": "off",
+}
+
+
 @contextmanager
 def open_database(settings: Settings) -> Iterator[str]:
     """The DSN of the data, for as long as the context lives.
@@ -173,8 +184,7 @@ def scan(
     """A read-only transaction for statements that read a whole table: all cores, time, memory.
 
     Not `in_parallel` it leaves the other cores to the applications. 64 MB hold the counts of a few
-    hundred thousand groups; without the two costs at 0 the planner, which cannot estimate how many
-    months there are, counts on one core (measured: 1.3 to 1.6 x).
+    hundred thousand groups.
     """
     with transaction(
         connection,
@@ -184,20 +194,21 @@ def scan(
         statement_timeout=_milliseconds(settings.session.scan_timeout),
         work_mem="64MB",
         **({} if in_parallel else {"max_parallel_workers_per_gather": "0"}),
-        parallel_setup_cost="0",
-        parallel_tuple_cost="0",
-        # The leader merges what the workers counted; counting too, it would hold them up (measured
-        # on two cores: 1.04 s instead of 1.31 s).
-        parallel_leader_participation="off",
+        **ALL_CORES,
     ) as cursor:
         yield cursor
 
 
 def set_local(cursor: psycopg.Cursor[TupleRow], settings: Settings, **local_settings: str) -> None:
     """Apply our limits, then `local_settings`, to the transaction that is open on `cursor`."""
-    values = {**_session_settings(settings.session), **local_settings}
+    set_also(cursor, {**_session_settings(settings.session), **local_settings})
+
+
+def set_also(cursor: psycopg.Cursor[TupleRow], local_settings: Mapping[str, str]) -> None:
+    """Apply settings to the transaction that is open on `cursor`, and leave all others."""
     cursor.execute(
-        query("catalogue", "set_local"), {"names": [*values], "values": [*values.values()]}
+        query("catalogue", "set_local"),
+        {"names": [*local_settings], "values": [*local_settings.values()]},
     )
 
 

@@ -18,7 +18,13 @@ from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.archive import archives
-from assetclass_pipeline.engine.backups import Content, content_of, registered, remember
+from assetclass_pipeline.engine.backups import (
+    Content,
+    content_of,
+    registered,
+    remember,
+    was_altered,
+)
 from assetclass_pipeline.engine.operations import as_uuid, get_operation
 from assetclass_pipeline.errors import ArchiveError, NotUndoableError, OperationStateError
 from assetclass_pipeline.model.backup import Archive, ArchiveState, RestoredArchive
@@ -77,7 +83,7 @@ def restore_archive(
         correction_id=correction_id,
         table=f"assetclass.{name}",
         records=content.records,
-        proved=checksum is not None,
+        proved=was_altered(checksum, content) is not None,
     )
 
 
@@ -113,7 +119,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _require_same(file: Archive, content: Content, checksum: str | None) -> None:
-    if content.records != file.records or checksum not in (None, content.checksum):
+    if content.records != file.records or was_altered(checksum, content):
         raise ArchiveError(
             f"{file.file_name} does not hold what its table held when it was written. Nothing was "
             "kept."

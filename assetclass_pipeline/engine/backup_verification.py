@@ -25,6 +25,7 @@ from assetclass_pipeline.engine.backups import (
     require_table,
     store_seal,
     take_stock,
+    was_altered,
 )
 from assetclass_pipeline.engine.class_fit import MOST_NAMED, Misfit, misfits_of
 from assetclass_pipeline.engine.operations import as_uuid
@@ -151,13 +152,13 @@ def _check_content(
             f"It holds {content.records:,} rows where {expected or 0:,} were written: rows were "
             "removed or added."
         )
-    elif backup.checksum is None:
+    elif (altered := was_altered(backup.checksum, content)) is None:
         found.seals = True
         found.remarks.append(
-            "It was made without a checksum, which was taken now: whether its values were altered "
-            "before nobody can tell; the number of rows is right."
+            "It has no checksum, or one of an older PostgreSQL; a new one was taken now: whether "
+            "its values were altered before nobody can tell; the number of rows is right."
         )
-    elif backup.checksum != content.checksum:
+    elif altered:
         found.problems.append(
             "Its checksum differs: somebody altered rows after they were written."
         )

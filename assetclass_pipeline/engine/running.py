@@ -14,6 +14,7 @@ import psycopg
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.database.connections import ALL_CORES, set_also
 from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.analysis import analyse
@@ -157,9 +158,15 @@ def summarise(
     """What was changed by symbol, counted anew from plan, ledger and skipped rows."""
     key = {"correction_id": correction_id}
     cursor.execute(query("operation", "forget_changes"), key)
-    cursor.execute(
-        query("operation", "summarise_changes", backup=state.identifier),
+    set_also(cursor, ALL_CORES)
+    rows = cursor.execute(
+        query("operation", "changes_of_plan", backup=state.identifier),
         {**key, "dry_run": dry_run},
+    ).fetchall()
+    symbols, old, new, records = zip(*rows, strict=True) if rows else ((), (), (), ())
+    cursor.execute(
+        query("operation", "remember_changes"),
+        {**key, "symbols": [*symbols], "old": [*old], "new": [*new], "records": [*records]},
     )
 
 

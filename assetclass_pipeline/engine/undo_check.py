@@ -13,11 +13,13 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import scan, set_local
 from assetclass_pipeline.database.queries import Statement, query
+from assetclass_pipeline.engine.backups import content_of, registered, was_altered
 from assetclass_pipeline.engine.conditions import Condition, in_scope
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.engine.plan import PlanState
 from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
+    BackupDamagedError,
     BackupExpiredError,
     InvalidOptionsError,
     LaterCorrectionError,
@@ -116,6 +118,7 @@ class Undoing:
         self._id, self._of = as_uuid(rollback_id), as_uuid(rollback_of)
         self._options = options
         self._looked_at: set[str] = set()
+        self._epoch: int | None = None
         self.is_chosen = chosen_by(options, settings)
 
     def look(self, connection: Connection[TupleRow]) -> Undone:
@@ -128,18 +131,25 @@ class Undoing:
         self._check(cursor, locked=True)
 
     def survey(self, connection: Connection[TupleRow], undone: Undone) -> Survey:
-        """Read the chosen rows of the backup once."""
+        """Read the backup once. Raises BackupDamagedError where somebody altered it."""
         with scan(connection, self._settings) as cursor:
             rows = cursor.execute(
                 query("rollback", "survey", chosen=undone.chosen()), undone.values
             ).fetchall()
-            kept = cursor.execute(
-                query("rollback", "backup_records", backup=undone.plan.identifier)
-            ).fetchone()
+            content = content_of(cursor, undone.plan.identifier)
+            noted = registered(cursor, self._of)
+        lacks = undone.plan.planned - content.records
+        if noted and not lacks and was_altered(noted[0].checksum, content):
+            raise BackupDamagedError(
+                f"The backup of correction {self._of}, {noted[0].name}, does not hold what was "
+                "written into it: somebody altered its rows, and a rollback would restore wrong "
+                f"values. Look at it (`assetclass backups verify {self._of}`), and bring the table "
+                "back from a backup of the database."
+            )
         return Survey(
             {name: int(records) for name, records, _, _ in rows},
             any(without_id or without_time for _, _, without_id, without_time in rows),
-            undone.plan.planned - (int(kept[0]) if kept else 0),
+            lacks,
         )
 
     def _check(self, cursor: Cursor[TupleRow], *, locked: bool) -> Undone:
@@ -150,9 +160,11 @@ class Undoing:
                 f"No operation has the correctionId {self._of}. `assetclass status` lists the "
                 "recent ones."
             )
-        kind, status, dry_run, backup_table, plan, rollback_of, rolled_back_by, has_changed = row
+        kind, status, dry_run, backup_table, plan, rollback_of, rolled_back_by, *rest = row
+        epoch, has_changed = rest
         self._refuse_what_is_no_ended_correction(kind, status, rollback_of)
         self._refuse_what_changed_nothing(dry_run, has_changed, backup_table)
+        self._refuse_what_went_on(epoch)
         begun = cursor.execute(query("rollback", "begun"), keys).fetchone()
         undo, is_planned = begun or (None, False)
         own_plan = PlanState.model_validate(plan)
@@ -182,6 +194,16 @@ class Undoing:
                 f"Correction {self._of} is {status}; it can be rolled back once it has ended. Wait "
                 f"for it (`assetclass status {self._of}`), or cancel it and then roll it back.",
                 correction_id=str(self._of),
+            )
+
+    def _refuse_what_went_on(self, epoch: int) -> None:
+        """Of a correction that was resumed since the first look, other rows stand now."""
+        if self._epoch is None:
+            self._epoch = epoch
+        elif self._epoch != epoch:
+            raise OperationStateError(
+                f"Correction {self._of} was resumed and went on meanwhile. Nothing was undone; "
+                "look at it again, then roll it back."
             )
 
     def _refuse_what_changed_nothing(

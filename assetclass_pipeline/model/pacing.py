@@ -34,6 +34,9 @@ HARMLESS_LOSS = 0.03
 CLEAR_CUT = 0.12
 """Distance from the threshold at which one window decides: more than windows differ by chance."""
 
+WINDOWS_BEFORE_A_TRIAL = 3
+"""A worker too many costs a tenth while it is tried; what ends within seconds cannot earn that."""
+
 WINDOWS_TO_JUDGE = 3
 WINDOWS_REMEMBERED = 4
 FIRST_PATIENCE = 16
@@ -140,6 +143,7 @@ def begin(start: int, bounds: Bounds, profile: Profile) -> Pacing:
     return Pacing(
         batch_size=bounds.size(start),
         workers=bounds.worker_count(min(2, profile.workers)),
+        search=Search(up_wait=WINDOWS_BEFORE_A_TRIAL),
     )
 
 

@@ -46,7 +46,7 @@ def test_list_and_verify(assetclass: Command, market: Market, corrected: str) ->
 def test_a_damaged_backup_fails_the_command(
     assetclass: Command, market: Market, corrected: str
 ) -> None:
-    market.execute("UPDATE assetclass.backup SET checksum = '1:7'")
+    market.execute("UPDATE assetclass.backup SET checksum = checksum || '7'")
     found = assetclass("backups", "verify", "--all", "--json")
     assert found.status == 1, found.explain()
     assert found.document["passed"] is False
@@ -122,7 +122,7 @@ def test_drill(assetclass: Command, market: Market) -> None:
     assert people.status == 0, people.explain()
     assert "restored and proved equal" in people.out
     assert "60 rows in" in people.out
-    market.execute("UPDATE assetclass.backup SET checksum = '1:7'")
+    market.execute("UPDATE assetclass.backup SET checksum = checksum || '7'")
     failed = assetclass("backups", "drill", request.correction_id, "--json")
     assert (failed.status, failed.document["errorCode"]) == (1, "BACKUP_DAMAGED")
     assert "checksum differs" in failed.document["message"]

@@ -13,6 +13,7 @@ from assetclass_pipeline.engine.undo_check import Undoing
 from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
     AssetClassError,
+    BackupDamagedError,
     BackupExpiredError,
     CorrectionFailedError,
     InvalidOptionsError,
@@ -101,6 +102,13 @@ def _dropped_by_us(market: Market) -> str:
     return correction.correction_id
 
 
+def _altered_by_hand(market: Market) -> str:
+    correction = correct_now(market)
+    backup = sql.Identifier("public", str(correction.backup_table))
+    market.execute("UPDATE {} SET asset_class = 'FORGED' WHERE seq = 1", backup)
+    return correction.correction_id
+
+
 def _dropped_by_hand(market: Market) -> str:
     correction = correct_now(market)
     market.execute("DROP TABLE {}", sql.Identifier("public", str(correction.backup_table)))
@@ -136,6 +144,7 @@ REFUSALS = {
         _dropped_by_us, BackupExpiredError, ("2026-05-06 07:08", "schedule", "expired")
     ),
     "dropped by hand": Refused(_dropped_by_hand, BackupExpiredError, ("somebody dropped",)),
+    "altered by hand": Refused(_altered_by_hand, BackupDamagedError, ("backups verify",)),
     "changed again": Refused(_changed_again, LaterCorrectionError, ("7 of the same rows",)),
 }
 
@@ -217,6 +226,22 @@ def test_a_correction_that_was_rolled_back_does_not_go_on(market: Market) -> Non
     assert rollback.records_restored == done
     with pytest.raises(OperationStateError, match=rollback.correction_id):
         correct_now(market, request)
+
+
+def test_a_correction_that_went_on_since_the_look_is_looked_at_again(market: Market) -> None:
+    request = request_of(workers=1)
+    with broken_after(market.fill(100), 5), pytest.raises(CorrectionFailedError):
+        correct_now(market, request)
+    undo = undo_request_of(request.correction_id)
+    undoing = Undoing(market.settings, undo.correction_id, undo.rollback_of, undo.options)
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        undoing.look(connection)
+        correct_now(market, request)
+        with (
+            transaction(connection, market.settings) as cursor,
+            pytest.raises(OperationStateError, match="went on meanwhile"),
+        ):
+            undoing.check(cursor)
 
 
 def test_who_claims_a_rollback_keeps_the_backup_from_cleanups(market: Market) -> None:

@@ -381,8 +381,10 @@ UP = {"trial": 1, "throughput_before": 1000.0, "throughput": 0.0, "windows": 0}
 DOWN = {**UP, "trial": -1}
 
 
-def test_the_first_window_tries_one_worker_more_and_a_clear_gain_the_next() -> None:
-    pacing = flowed(begin(500, WIDE, FAST), WIDE, 1000)
+def test_the_third_window_tries_one_worker_more_and_a_clear_gain_the_next() -> None:
+    pacing = flowed(begin(500, WIDE, FAST), WIDE, 1000, 1000)
+    assert pacing.workers == 2
+    pacing = flowed(pacing, WIDE, 1000)
     assert pacing.workers == 3
     assert flowed(pacing, WIDE, 1500).workers == 4
 

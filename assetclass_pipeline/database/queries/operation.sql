@@ -128,11 +128,10 @@ WHERE o.correction_id = %(correction_id)s
 -- name: forget_changes
 DELETE FROM assetclass.operation_change WHERE correction_id = %(correction_id)s
 
--- name: summarise_changes
+-- name: changes_of_plan
 -- What was really changed: planned, in the ledger, and not skipped. A dry run counts its whole plan.
-INSERT INTO assetclass.operation_change (correction_id, symbol, old_class, new_class, records)
-SELECT %(correction_id)s, b.symbol::text, b.asset_class::text, b.corrected_asset_class::text,
-       count(*)
+-- By itself, because an INSERT ... SELECT uses one core only.
+SELECT b.symbol::text, b.asset_class::text, b.corrected_asset_class::text, count(*)
 FROM {backup} b
 WHERE (%(dry_run)s OR b.seq <@ coalesce(
           (SELECT range_agg(int8range(first_seq, last_seq, '[]'))
@@ -140,7 +139,12 @@ WHERE (%(dry_run)s OR b.seq <@ coalesce(
            WHERE correction_id = %(correction_id)s AND pass = 0), '{{}}'))
   AND NOT EXISTS (SELECT FROM assetclass.operation_skipped_row s
                   WHERE s.correction_id = %(correction_id)s AND s.seq = b.seq)
-GROUP BY 2, 3, 4
+GROUP BY 1, 2, 3
+
+-- name: remember_changes
+INSERT INTO assetclass.operation_change (correction_id, symbol, old_class, new_class, records)
+SELECT %(correction_id)s, *
+FROM unnest(%(symbols)s::text[], %(old)s::text[], %(new)s::text[], %(records)s::bigint[])
 
 -- name: show
 -- Everything a surface shows, newest first; sums come from the ledger.

@@ -10,7 +10,7 @@ ALTER TABLE {undo}
 
 -- name: correction
 SELECT o.kind, o.status, o.dry_run, o.backup_table, o.plan, o.rollback_of::text,
-       o.rolled_back_by::text,
+       o.rolled_back_by::text, o.epoch,
        EXISTS (SELECT FROM assetclass.operation_batch b
                WHERE b.correction_id = o.correction_id AND b.records_corrected > 0)
 FROM assetclass.operation o WHERE o.correction_id = %(undone)s
@@ -91,9 +91,6 @@ AND NOT m.seq <@ (SELECT coalesce((SELECT u.seqs FROM assetclass.operation_undon
 -- The chosen rows by the value that they get back, and whether some of them lack an id or a time.
 SELECT c.asset_class::text, count(*), bool_or(c.id IS NULL), bool_or(c."timestamp" IS NULL)
 FROM ({chosen}) c GROUP BY 1
-
--- name: backup_records
-SELECT count(*) FROM {backup}
 
 -- name: unwritten
 SELECT u.id, u.symbol, u."timestamp" FROM {undo} u
