@@ -335,6 +335,7 @@ def _add_chunk(scan: PlanScan, state: PlanState, chunk: _Chunk) -> None:
         backup=state.identifier,
         correctable_rows=rows.text,
         not_planned=not_planned if scan.skip_planned else sql.SQL(""),
+        limited=sql.SQL("") if most is None else query("plan", "first_rows"),
     )
     values: dict[str, Any] = {
         **rows.values,

@@ -235,7 +235,12 @@ def _plan(stage: _Stage, cursor: Cursor[TupleRow], place: _Place) -> int:
     )
     text, values = stage.chosen(place.leaf)
     statement = query(
-        "plan", "add_chunk", backup=_TABLE, correctable_rows=text, not_planned=sql.SQL("")
+        "plan",
+        "add_chunk",
+        backup=_TABLE,
+        correctable_rows=text,
+        not_planned=sql.SQL(""),
+        limited=query("plan", "first_rows"),
     )
     values |= {
         **place.addresses,
