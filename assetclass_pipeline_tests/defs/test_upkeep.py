@@ -77,7 +77,7 @@ def test_drill_shows_rows_and_time(corrected: Pipeline) -> None:
 
 
 def test_a_drill_that_does_not_match_fails_the_run(corrected: Pipeline) -> None:
-    corrected.market.execute("UPDATE assetclass.backup SET checksum = '1:7'")
+    corrected.market.execute("UPDATE assetclass.backup SET checksum = checksum || '7'")
     result = run_job(corrected, "recovery_drill_job", {})
     assert not result.success
     assert "checksum differs" in failure(result)  # type: ignore[arg-type] # has all_events too

@@ -21,7 +21,8 @@ from assetclass_pipeline_tests.faults.scene import PATIENCE
 from assetclass_pipeline_tests.faults.victim import Victim
 from assetclass_pipeline_tests.market import Market, open_market
 
-RECORDS = 3000
+# So many that batches are still written when the server is down at last.
+RECORDS = 12_000
 CRASHES = 8
 # What is not flushed by a commit that waits is still in memory when the server dies.
 FORGETFUL = {
