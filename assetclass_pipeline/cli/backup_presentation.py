@@ -11,6 +11,7 @@ from rich.text import Text
 
 from assetclass_pipeline.cli.presentation import bullets, count, duration, section, table
 from assetclass_pipeline.model.backup import ArchiveState, BackupState
+from assetclass_pipeline.model.throttle import in_bytes
 
 if TYPE_CHECKING:
     from assetclass_pipeline.model.backup import (
@@ -46,7 +47,7 @@ def show_backups(console: Console, found: "BackupList") -> None:
             made.add_row(
                 Text(f"{backup.table_name}\n{backup.correction_id}"),
                 count(backup.records),
-                size(backup.bytes),
+                _size(backup.bytes),
                 f"{backup.created_at:%Y-%m-%d}",
                 _state(backup),
             )
@@ -60,12 +61,12 @@ def show_backups(console: Console, found: "BackupList") -> None:
 def _show_unregistered(console: Console, tables: "list[UnregisteredTable]") -> None:
     if tables:
         title = "Not ours: tables that look like backups and are left alone"
-        lines = (f"{each.schema_name}.{each.table_name}, {size(each.bytes)}" for each in tables)
+        lines = (f"{each.schema_name}.{each.table_name}, {_size(each.bytes)}" for each in tables)
         console.print(section(title, bullets(lines)))
 
 
 def _file(file: "Archive") -> Text:
-    line = Text(f"{file.file_name}, {count(file.records)} rows, {size(file.bytes)}: ")
+    line = Text(f"{file.file_name}, {count(file.records)} rows, {_size(file.bytes)}: ")
     return line + Text(file.state, "green" if file.state is ArchiveState.PRESENT else "yellow")
 
 
@@ -154,16 +155,8 @@ def show_restored(console: Console, restored: "RestoredArchive") -> None:
     )
 
 
-def size(number: int | None) -> str:
-    """Bytes as people say them."""
-    if number is None:
-        return "-"
-    amount = float(number)
-    for unit in ("B", "kB", "MB"):
-        if amount < 1024:  # noqa: PLR2004 - bytes of a kB
-            return f"{amount:,.0f} {unit}"
-        amount /= 1024
-    return f"{amount:,.1f} GB"
+def _size(number: int | None) -> str:
+    return "-" if number is None else in_bytes(number)
 
 
 def _day(moment: datetime | None) -> str:

@@ -80,7 +80,9 @@ def _with_flags(command: _Command, flags: _Flags, model: type[BaseModel]) -> _Co
         command(chosen=given, **values)
 
     options = [_parameter(name, flag, model) for name, flag in flags.items()]
-    with_flags.__signature__ = signature.replace(parameters=[*options, *own])  # type: ignore[attr-defined]
+    # Typer asks inspect, which looks there first; mypy knows no such attribute of a function.
+    shown = signature.replace(parameters=[*options, *own])
+    with_flags.__signature__ = shown  # type: ignore[attr-defined] # as inspect documents it
     return with_flags
 
 

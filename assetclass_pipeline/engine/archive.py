@@ -154,7 +154,7 @@ class _Rows:
             if rows.num_rows:
                 yield rows
 
-    def chunk(self, first_seq: int, last_seq: int) -> Any:  # noqa: ANN401 - pyarrow has no types
+    def chunk(self, first_seq: int, last_seq: int) -> pa.Table:
         """The rows of [first_seq, last_seq]."""
         values = {
             "correction_id": self.source.correction_id,
@@ -172,7 +172,7 @@ class _Rows:
         )
 
 
-def _parsed(text: bytes) -> Any:  # noqa: ANN401 - pyarrow has no types
+def _parsed(text: bytes) -> pa.Table:
     if not text:
         return _COPIED.empty_table()
     return csv.read_csv(
@@ -188,7 +188,7 @@ def _parsed(text: bytes) -> Any:  # noqa: ANN401 - pyarrow has no types
     )
 
 
-def _commit_times(seqs: Any, batches: list[TupleRow]) -> Any:  # noqa: ANN401 - pyarrow has no types
+def _commit_times(seqs: pa.ChunkedArray, batches: list[TupleRow]) -> pa.Array:
     """When the batch of each seq was committed; batches are ordered and do not overlap."""
     moment = SCHEMA.field("committed_at").type
     if not batches:
@@ -351,7 +351,7 @@ def find_rows(
         return [ArchivedRow(**row) for row in _matching(file, row_id)]
 
 
-def _matching(file: Any, row_id: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - pyarrow has no types
+def _matching(file: pq.ParquetFile, row_id: str) -> Iterator[dict[str, Any]]:
     """Rows of one id: of each row group that may have it the ids are read, then only its rows."""
     column = file.schema_arrow.get_field_index("id")
     for group in range(file.num_row_groups):

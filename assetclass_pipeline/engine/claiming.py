@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.audit import record_claim, record_end
+from assetclass_pipeline.engine.audit import Asks, record_claim, record_end
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.engine.silence import is_abandoned, silence_limits
 from assetclass_pipeline.errors import (
@@ -57,7 +57,7 @@ class OperationOptions(Protocol):
         """As JSON."""
 
 
-class OperationRequest(Protocol):
+class OperationRequest(Asks, Protocol):
     """Who asks for which operation; `rollback_of` is what a rollback undoes."""
 
     @property
@@ -75,22 +75,6 @@ class OperationRequest(Protocol):
     @property
     def scope(self) -> TimeRange:
         """The rows that it is about."""
-
-    @property
-    def requested_by(self) -> str:
-        """Who asks."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why."""
-
-    @property
-    def ticket(self) -> str | None:
-        """Where that is written down."""
-
-    @property
-    def run_id(self) -> str | None:
-        """The Dagster run that works on it."""
 
     @property
     def retry_of(self) -> str | None:

@@ -57,8 +57,8 @@ def planned_event(
         outcome, why = RowOutcome.QUARANTINED, refused["error_message"] if refused else None
     else:
         outcome, why = (RowOutcome.SKIPPED if reason else RowOutcome.CHANGED), reason
-    return _event(
-        operation,
+    return RowEvent(
+        **_told_by(operation),
         happened_at=facts.get("committed_at"),
         not_after=facts.get("swept_at") if outcome is RowOutcome.CHANGED else None,
         outcome=outcome,
@@ -74,8 +74,8 @@ def planned_event(
 
 def quarantine_event(operation: PlanningOperation, row: Mapping[str, Any]) -> RowEvent:
     """A row in quarantine whose plan is gone: its old value is not known."""
-    return _event(
-        operation,
+    return RowEvent(
+        **_told_by(operation),
         happened_at=row["quarantined_at"],
         outcome=RowOutcome.QUARANTINED,
         why=row["error_message"],
@@ -87,8 +87,8 @@ def quarantine_event(operation: PlanningOperation, row: Mapping[str, Any]) -> Ro
 
 def conflict_event(operation: PlanningOperation, row: Mapping[str, Any]) -> RowEvent:
     """What the rollback found, and what it would have restored."""
-    return _event(
-        operation,
+    return RowEvent(
+        **_told_by(operation),
         happened_at=row["happened_at"],
         outcome=RowOutcome.CONFLICT,
         why=row["reason"],
@@ -98,18 +98,18 @@ def conflict_event(operation: PlanningOperation, row: Mapping[str, Any]) -> RowE
     )
 
 
-def _event(operation: PlanningOperation, **values: Any) -> RowEvent:  # noqa: ANN401 - fields of the event
-    return RowEvent(
-        correction_id=operation.correction_id,
-        kind=Kind(operation.kind),
-        status=Status(operation.status),
-        requested_by=operation.requested_by,
-        reason=operation.reason,
-        ticket=operation.ticket,
-        run_id=operation.run_id,
-        rollback_of=operation.rollback_of,
-        **values,
-    )
+def _told_by(operation: PlanningOperation) -> dict[str, Any]:
+    """What every event says of its operation."""
+    return {
+        "correction_id": operation.correction_id,
+        "kind": Kind(operation.kind),
+        "status": Status(operation.status),
+        "requested_by": operation.requested_by,
+        "reason": operation.reason,
+        "ticket": operation.ticket,
+        "run_id": operation.run_id,
+        "rollback_of": operation.rollback_of,
+    }
 
 
 def gone_rows(operation: PlanningOperation, records: int, why: str) -> GoneRows:

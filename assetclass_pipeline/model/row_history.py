@@ -191,13 +191,19 @@ def _way_back(key: str, events: Sequence[RowEvent], present: Present) -> WayBack
     if refusal is not None:
         return WayBack(possible=False, asset_class=last.from_, why=refusal)
     command = f"assetclass rollback {last.correction_id} --reason TEXT --row-id {shlex.quote(key)}"
-    if present.row is not None and present.row.asset_class != last.to:
+    is_changed = present.row is not None and present.row.asset_class != last.to
+    was_conflict = any(
+        event.outcome is RowOutcome.CONFLICT and event.rollback_of == last.correction_id
+        for event in events
+    )
+    if is_changed or was_conflict:
+        changed = "somebody changed it since" if is_changed else "a rollback found it changed once"
         return WayBack(
             possible=True,
             asset_class=last.from_,
             command=f"{command} --take-backup-value",
-            why="somebody changed it since: a rollback leaves it alone as a conflict, unless told "
-            "to take the value of the backup",
+            why=f"{changed}: a rollback leaves it alone as a conflict, unless told to take the "
+            "value of the backup",
         )
     return WayBack(
         possible=True,

@@ -22,8 +22,9 @@ from assetclass_pipeline.model.wire import WireModel
 
 Key = TypeVar("Key", bound=Hashable)
 
-_MIB = 1024**2
-_GIB = 1024**3
+_STEP = 1024
+_MIB = _STEP**2
+_GIB = _STEP**3
 _OFF = frozenset({"", "null", "none", "off"})
 _WINDOW = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-5]\d)")
 
@@ -534,10 +535,15 @@ def files_behind(position: int, archived: str, file_bytes: int) -> int | None:
 def in_bytes(value: float) -> str:
     """A size for people: `64 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:  # noqa: PLR2004 - the step of the units
-            return f"{value:.3g} {unit}"
-        value /= 1024
-    return f"{value:.3g} TiB"
+        if value < _STEP:
+            return f"{_in_three_digits(value)} {unit}"
+        value /= _STEP
+    return f"{_in_three_digits(value)} TiB"
+
+
+def _in_three_digits(value: float) -> str:
+    # The format by itself would write 1010 as 1.01e+03.
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def in_seconds(value: float) -> str:

@@ -753,18 +753,7 @@ class TestGoingOn:
     def test_one_that_was_cut_off_while_planning(
         self, market: Market, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        correction = correct_now(market.fill(100))
-        write(market, "UPDATE {} SET asset_class = 'THEIRS' WHERE id <= 2")
-        write(market, "UPDATE {} SET asset_class = NULL WHERE id BETWEEN 3 AND 5")
-        request = undo_request_of(correction.correction_id)
-
-        def fail(*_: object) -> None:
-            raise CorrectionFailedError("broken off")
-
-        with monkeypatch.context() as patched:
-            patched.setattr("assetclass_pipeline.engine.undo_plan.complete_plan", fail)
-            with pytest.raises(CorrectionFailedError):
-                undo_now(market, request)
+        request = self._cut_off_before(market, monkeypatch, "undo_plan.complete_plan")
         resumed = undo_now(market, request)
         assert (resumed.records_restored, resumed.records_conflicting) == (98, 2)
         assert len(undone_seqs(market)) == 98
@@ -772,6 +761,17 @@ class TestGoingOn:
     def test_a_plan_that_was_dropped_before_its_first_batch_is_made_anew(
         self, market: Market, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        request = self._cut_off_before(market, monkeypatch, "rollback.write_plan")
+        (table,) = market.rollback_tables()
+        market.execute("DROP TABLE {}", sql.Identifier("assetclass", table))
+        write(market, "UPDATE {} SET asset_class = 'CLASS_' || id % 2 WHERE id <= 5")
+        resumed = undo_now(market, request)
+        assert (resumed.records_restored, resumed.records_conflicting) == (100, 0)
+
+    def _cut_off_before(
+        self, market: Market, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> RollbackRequest:
+        """Of 100 rows two are changed and three put back; the rollback fails at `step`."""
         correction = correct_now(market.fill(100))
         write(market, "UPDATE {} SET asset_class = 'THEIRS' WHERE id <= 2")
         write(market, "UPDATE {} SET asset_class = NULL WHERE id BETWEEN 3 AND 5")
@@ -781,14 +781,10 @@ class TestGoingOn:
             raise CorrectionFailedError("broken off")
 
         with monkeypatch.context() as patched:
-            patched.setattr("assetclass_pipeline.engine.rollback.write_plan", fail)
+            patched.setattr(f"assetclass_pipeline.engine.{step}", fail)
             with pytest.raises(CorrectionFailedError):
                 undo_now(market, request)
-        (table,) = market.rollback_tables()
-        market.execute("DROP TABLE {}", sql.Identifier("assetclass", table))
-        write(market, "UPDATE {} SET asset_class = 'CLASS_' || id % 2 WHERE id <= 5")
-        resumed = undo_now(market, request)
-        assert (resumed.records_restored, resumed.records_conflicting) == (100, 0)
+        return request
 
     def _cut_off(self, market: Market, request: RollbackRequest) -> Operation:
         with broken_after(market, 9), pytest.raises(CorrectionFailedError):

@@ -28,6 +28,7 @@ from assetclass_pipeline.engine.row_history import (
     row_history,
 )
 from assetclass_pipeline.errors import (
+    AlreadyRolledBackError,
     InvalidOptionsError,
     RowNotFoundError,
 )
@@ -310,6 +311,17 @@ class TestTheWayBack:
         trail = trail_of(market, 1)
         assert trail.changed_by_others_since is True
         assert str(trail.way_back.command).endswith("--take-backup-value")
+
+    def test_a_conflict_that_holds_our_class_again_wants_its_consent(self, market: Market) -> None:
+        done = correct_now(stocks(market, 1))
+        market.execute("UPDATE market_data SET asset_class = 'BOND'")
+        assert undo_now(market, done).records_conflicting == 1
+        market.execute("UPDATE market_data SET asset_class = 'STOCK'")
+        command = str(trail_of(market, 1).way_back.command)
+        assert command.endswith("--row-id 1 --take-backup-value")
+        with pytest.raises(AlreadyRolledBackError):
+            undo_now(market, done, row_ids=["1"])
+        assert undo_now(market, done, row_ids=["1"], take_backup_value=True).records_restored == 1
 
     def test_none_for_a_deleted_row(self, market: Market) -> None:
         correct_now(stocks(market, 1))

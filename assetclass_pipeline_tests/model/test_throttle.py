@@ -20,6 +20,7 @@ from assetclass_pipeline.model.throttle import (
     ThrottleLimits,
     VacuumHolder,
     files_behind,
+    in_bytes,
     is_within,
     reasons,
     signals_on,
@@ -346,3 +347,19 @@ def test_files_between_the_archived_one_and_the_position(
     position: int, archived: str, behind: int | None
 ) -> None:
     assert files_behind(position, archived, 16 * MIB) == behind
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0 bytes"),
+        (1010, "1010 bytes"),
+        (1024, "1 KiB"),
+        (1_000 * 1024, "1000 KiB"),
+        (26_214_400, "25 MiB"),
+        (1.5 * 1024**3, "1.5 GiB"),
+        (3 * 1024**5, "3070 TiB"),
+    ],
+)
+def test_sizes_are_shown_in_three_digits_without_an_exponent(value: float, shown: str) -> None:
+    assert in_bytes(value) == shown
