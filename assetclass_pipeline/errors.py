@@ -190,6 +190,27 @@ class AuditTamperedError(AssetClassError):
     http_status = 409
 
 
+class AlertNotFoundError(AssetClassError):
+    """No alert has this id."""
+
+    code = "ALERT_NOT_FOUND"
+    http_status = 404
+    exit_status = 4
+
+
+class AlertStateError(AssetClassError):
+    """The alert is in a state in which this cannot be done."""
+
+    code = "ALERT_STATE_CONFLICT"
+    http_status = 409
+
+
+class NotificationError(AssetClassError):
+    """A channel cannot be used, or did not take the message."""
+
+    code = "NOTIFICATION_FAILED"
+
+
 class DemoDataError(AssetClassError):
     """The demo's source packages could not be fetched or do not hold what is expected."""
 

@@ -1,6 +1,6 @@
 """Every `ASSETCLASS_*` setting: the only module that reads the environment."""
 
-from datetime import date, time
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from assetclass_pipeline.errors import InvalidSettingsError
+from assetclass_pipeline.model.alert import Severity
 from assetclass_pipeline.model.options import RetryOptions
 from assetclass_pipeline.model.quality import Thresholds
 from assetclass_pipeline.model.throttle import ThrottleLimits
@@ -54,6 +55,88 @@ class SessionLimits(BaseModel):
     )
 
 
+class Channel(BaseModel):
+    """Where people are told of alerts: an Apprise URL, and of which severities it hears.
+
+    Level 1 is told at once; level 2 and 3 when nobody of the level before has acknowledged in time.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(min_length=1, max_length=60, pattern=r"^[\w.-]+$")
+    url: SecretStr
+    severities: frozenset[Severity] = Field(frozenset(Severity), min_length=1)
+    level: int = Field(1, ge=1, le=3)
+
+
+class Reminders(BaseModel):
+    """Seconds after which an alert that nobody acknowledges is told again, one level higher."""
+
+    model_config = ConfigDict(frozen=True)
+
+    high: float = Field(900, gt=0)
+    medium: float = Field(14_400, gt=0)
+    low: float = Field(86_400, gt=0)
+
+    def after(self, severity: Severity) -> timedelta:
+        """For alerts of one severity."""
+        return timedelta(seconds=getattr(self, severity.value))
+
+
+class AlertSettings(BaseModel):
+    """When an alert opens, who is told, and how often; percents 0..100, times in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    channels: tuple[Channel, ...] = ()
+    contacts: tuple[str, str, str] = Field(
+        ("ETL operations team", "data engineering team", "platform engineering team"),
+        description="whom to call on level 1, 2 and 3",
+    )
+    reminders: Reminders = Reminders()
+    cool_down: float = Field(
+        600, ge=0, description="after a message, so long none about the same alert that comes back"
+    )
+    reopen_within: float = Field(
+        86_400, ge=0, description="a cause that comes back so soon reopens its alert"
+    )
+    notify_resolved: bool = Field(True, description="tell the same channels when it is over")
+    delivery_tries: int = Field(10, ge=1)
+    delivery_timeout: float = Field(10, gt=0, description="for one message on one channel")
+    delivery_backoff: tuple[float, float] = Field(
+        (5, 600), description="wait after the first failed try, doubled each time, and at most"
+    )
+
+    error_rate: float = Field(10, ge=0, le=100, description="above: HIGH_ERROR_RATE")
+    orphaned: float = Field(10, ge=0, le=100, description="above: HIGH_ORPHANED_RECORDS")
+    pickup: float = Field(60, gt=0, description="a request must be taken up by then")
+
+    baseline_runs: int = Field(20, ge=3, description="past ones that a new one is compared with")
+    baseline_least: int = Field(5, ge=3, description="with fewer there is no judgement")
+    baseline_deviations: float = Field(
+        4, gt=0, description="scaled median absolute deviations from the median that are too many"
+    )
+    slower_by_at_least: float = Field(
+        60, ge=0, description="less lost time is never PERFORMANCE_DEGRADATION"
+    )
+
+    runbooks_url: str = Field("docs/runbooks", description="where links to runbooks begin")
+    webserver_url: str | None = Field(
+        None, description="where links to runs begin; unset: the webserver on this machine"
+    )
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "AlertSettings":
+        names = [channel.name for channel in self.channels]
+        if len(names) != len(set(names)):
+            raise ValueError("each channel needs a name of its own")
+        return self
+
+    def channel(self, name: str) -> Channel | None:
+        """The channel of this name; None when the settings no longer hold it."""
+        return next((channel for channel in self.channels if channel.name == name), None)
+
+
 class Settings(BaseSettings):
     """All settings with their defaults; nested ones are written `ASSETCLASS_RETRY__TRIES=5`."""
 
@@ -88,6 +171,7 @@ class Settings(BaseSettings):
         None, description="DSN of Dagster's storage; unset: dagster_database beside the data"
     )
     webserver_port: int = Field(3000, ge=1, le=65535)
+    api_port: int = Field(8000, ge=1, le=65535)
 
     backup_in_publication: Literal["refuse", "allow"] = Field(
         "refuse",
@@ -109,6 +193,7 @@ class Settings(BaseSettings):
     )
 
     thresholds: Thresholds = Thresholds()
+    alerts: AlertSettings = AlertSettings()
     session: SessionLimits = SessionLimits()
     retry: RetryOptions = Field(RetryOptions(), description="defaults of the option `retry`")
     throttle: ThrottleLimits = Field(
@@ -133,6 +218,11 @@ class Settings(BaseSettings):
     def archive(self) -> Path:
         """Directory of the archive's files."""
         return self.archive_directory or self.home / "archive"
+
+    @property
+    def webserver_url(self) -> str:
+        """Where links to Dagster's web page begin."""
+        return (self.alerts.webserver_url or f"http://127.0.0.1:{self.webserver_port}").rstrip("/")
 
     @property
     def zone(self) -> ZoneInfo:
