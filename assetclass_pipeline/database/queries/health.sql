@@ -9,7 +9,7 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase,
        extract(epoch FROM clock_timestamp() - o.requested_at)::double precision AS waited,
        extract(epoch FROM {silence})::double precision AS silent,
        coalesce({is_abandoned}, false) AS abandoned,
-       coalesce(h.throttle, '[]') AS throttle,
+       coalesce(h.throttle, '{{}}') AS throttle,
        extract(epoch FROM clock_timestamp() - greatest(o.started_at, newest.committed_at))
            ::double precision AS idle,
        extract(epoch FROM clock_timestamp() - c.wanted_at)::double precision AS paused
