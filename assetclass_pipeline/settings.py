@@ -158,6 +158,9 @@ class HealthSettings(BaseModel):
     daemon_heartbeat: float = Field(
         180, ge=60, description="a daemon of Dagster's beats every 30 s; silent for longer, it died"
     )
+    may_be_off: frozenset[str] = Field(
+        frozenset(), description="sensors and schedules that were switched off on purpose"
+    )
 
 
 class Settings(BaseSettings):

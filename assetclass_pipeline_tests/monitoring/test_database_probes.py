@@ -123,7 +123,7 @@ def clerk(market: Market) -> Iterator[tuple[str, sql.Identifier]]:
 def test_rights_are_revoked(market: Market, revoke: str, failing: str, said: str) -> None:
     with clerk(market) as (dsn, role):
         assert ask_at(dsn, market.settings).is_healthy
-        market.execute(sql.SQL(revoke).as_string(), role)  # type: ignore[arg-type]
+        market.execute(sql.SQL(revoke).as_string(), role)
         health = ask_at(dsn, market.settings)
     assert said in health.components[failing].message
     assert not health.components[failing].is_healthy
@@ -375,7 +375,7 @@ def test_a_server_that_says_nothing_does_not_hold_the_answer(market: Market) -> 
             began = time.monotonic()
             health = check_health(probes, seconds=1)
             assert time.monotonic() - began < 0.6
-        assert {*health.components} == {*health.failing}
+            assert {*health.components} == {*health.failing}
         assert len(_looking()) <= len(probes)
     _wait_until_nobody_looks()
 
