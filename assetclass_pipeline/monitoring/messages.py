@@ -25,6 +25,8 @@ _HOST_MOST = 30
 _LINE_MOST = 800
 # Numbers that say how bad it is stand first, whatever else a rule tells.
 _FIRST_DETAILS = ("value", "limit", "median", "baseline", "deviation", "runs")
+# Not for people: by which incident a rule knows what it told of.
+_NOT_TOLD = frozenset({"incident"})
 _SECRETS = (
     (re.compile(r"(\w://[^\s:/@]*):[^\s/]*@"), r"\1:****@"),
     (
@@ -234,7 +236,7 @@ def _over(alert: Alert, around: Surroundings) -> Iterable[tuple[str, str]]:
 
 def _how_bad(alert: Alert) -> str:
     names = [name for name in _FIRST_DETAILS if name in alert.details]
-    names += [name for name in alert.details if name not in names]
+    names += [name for name in alert.details if name not in names and name not in _NOT_TOLD]
     said = [(name, _value(alert.details[name])) for name in names]
     told = [f"{_words(name)} {value}" for name, value in said if value]
     return "; ".join(told[:_DETAILS_MOST])

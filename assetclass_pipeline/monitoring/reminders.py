@@ -58,14 +58,14 @@ def due_reminder(alert: Unheeded, settings: AlertSettings, now: datetime) -> Rem
     told_at = alert.notified_at or alert.opened_at
     slept = alert.snoozed_until is not None and alert.snoozed_until > told_at
     if never_told or slept:
-        return _reminder(alert.severity, alert.level, settings)
+        return hearers(alert.severity, alert.level, settings)
     if told_at + settings.reminders.after(alert.severity) > now:
         return None
-    return _reminder(alert.severity, min(alert.level + 1, HIGHEST_LEVEL), settings)
+    return hearers(alert.severity, min(alert.level + 1, HIGHEST_LEVEL), settings)
 
 
-def _reminder(severity: Severity, level: int, settings: AlertSettings) -> Reminder | None:
-    """On the lowest level from `level` on on which anybody hears of this severity."""
+def hearers(severity: Severity, level: int, settings: AlertSettings) -> Reminder | None:
+    """Whoever hears of this severity, on the lowest level from `level` on where anybody does."""
     for reached in range(level, HIGHEST_LEVEL + 1):
         told = channels_for(severity, reached, settings.channels)
         if told:
