@@ -29,6 +29,7 @@ from assetclass_pipeline.defs.schedules import (
     quarterly_recovery_drill_schedule,
     weekly_backup_cleanup_schedule,
 )
+from assetclass_pipeline.defs.sensors.alert_notifications import alert_notifications
 from assetclass_pipeline.defs.upkeep import backup_cleanup_job, recovery_drill_job
 from assetclass_pipeline.settings import Settings, load_settings
 
@@ -70,6 +71,7 @@ def build_defs(
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
         ],
+        sensors=[alert_notifications],
         resources={
             DATABASE: database_resource(settings),
             CORRECTION_OPTIONS: CorrectionOptionsResource(),

@@ -109,6 +109,13 @@ class AlertSettings(BaseModel):
         (5, 600), description="wait after the first failed try, doubled each time, and at most"
     )
 
+    daemon_gone_after: float = Field(
+        120, gt=0, description="without a heartbeat of Dagster's daemon the API tells people itself"
+    )
+    database_gone_after: float = Field(
+        60, gt=0, description="without an answer of the database the API tells people itself"
+    )
+
     error_rate: float = Field(10, ge=0, le=100, description="above: HIGH_ERROR_RATE")
     orphaned: float = Field(10, ge=0, le=100, description="above: HIGH_ORPHANED_RECORDS")
     pickup: float = Field(60, gt=0, description="a request must be taken up by then")
