@@ -47,7 +47,7 @@ INTEGRITY_REPORT: Final = "integrity_report"
 QUALITY_SCORE_CHECK: Final = "quality_score_at_least_90"
 DEGRADATION_CHECK: Final = "quality_did_not_degrade"
 ORPHANED_CHECK: Final = "orphaned_below_5"
-_GRAVE_CHECKS: Final = frozenset({"no_row_lost_or_invented", "backup_is_complete"})
+GRAVE_CHECKS: Final = frozenset({"no_row_lost_or_invented", "backup_is_complete"})
 
 LOW_DATA_QUALITY: Final = "low_data_quality"
 DATA_QUALITY_DEGRADED: Final = "data_quality_degraded"
@@ -157,7 +157,7 @@ def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
 
 
 def _severity(facts: CheckFacts) -> Severity:
-    if facts.check in _GRAVE_CHECKS:
+    if facts.check in GRAVE_CHECKS:
         return Severity.HIGH
     return Severity.MEDIUM if facts.is_error else Severity.LOW
 
