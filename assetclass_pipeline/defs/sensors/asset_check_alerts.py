@@ -3,12 +3,15 @@
 Belongs here: from events to facts. Does not: which alert a check is (model/alert_rules.py).
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import dagster as dg
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
+from pydantic.alias_generators import to_camel
 
+from assetclass_pipeline.defs.checks import NOT_COMPUTED
 from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.defs.sensors.events import Ours, events_after, source_of
 from assetclass_pipeline.defs.sensors.ticks import Answer, watch
@@ -23,7 +26,8 @@ from assetclass_pipeline.monitoring.watching import (
 
 ASSET_CHECK_ALERTS: Final = "asset_check_alerts"
 _INTERVAL = 10
-_NUMBERS = dg.IntMetadataValue | dg.FloatMetadataValue | dg.TextMetadataValue
+_VALUES = dg.IntMetadataValue | dg.FloatMetadataValue | dg.TextMetadataValue
+_MOST_ROWS = 5
 
 
 @dg.sensor(
@@ -74,20 +78,27 @@ def _facts(record: dg.EventLogRecord, ours: Ours) -> CheckFacts | None:
     evaluation = event.asset_check_evaluation_data if event else None
     if evaluation is None or evaluation.asset_key not in ours.assets:
         return None
-    numbers = {
-        name: entry.value
-        for name, entry in evaluation.metadata.items()
-        if isinstance(entry, _NUMBERS)
-    }
+    numbers = dict(_numbers(evaluation.metadata))
     value = numbers.get("value")
+    description = evaluation.description or ""
     return CheckFacts(
         asset=evaluation.asset_key.to_user_string(),
         check=evaluation.check_name,
         passed=evaluation.passed,
         is_error=evaluation.severity is dg.AssetCheckSeverity.ERROR,
-        description=evaluation.description,
+        description=description or None,
         run_id=record.run_id or None,
         partition=evaluation.partition,
         value=float(value) if isinstance(value, (int, float)) else None,
         numbers=numbers,
+        computed=not description.startswith(NOT_COMPUTED),
     )
+
+
+def _numbers(metadata: Mapping[str, dg.MetadataValue]) -> Iterator[tuple[str, object]]:
+    """What an alert can hold of a check's metadata: values, and the first rows of tables."""
+    for name, entry in metadata.items():
+        if isinstance(entry, _VALUES):
+            yield to_camel(name), entry.value
+        elif isinstance(entry, dg.TableMetadataValue):
+            yield to_camel(name), [dict(record.data) for record in entry.records[:_MOST_ROWS]]

@@ -13,6 +13,7 @@ from dagster_shared.error import SerializableErrorInfo
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.defs.checks import NOT_COMPUTED
 from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.defs.sensors.events import Events, Ours, events_after, runs_of, source_of
 from assetclass_pipeline.defs.sensors.ticks import Answer, watch
@@ -112,7 +113,9 @@ def _failed_blocking_check(instance: dg.DagsterInstance, run: DagsterRun) -> str
     for record in evaluated:
         event = record.event_log_entry.dagster_event
         evaluation = event.asset_check_evaluation_data if event else None
-        if evaluation is not None and evaluation.blocking and not evaluation.passed:
+        if evaluation is None or evaluation.passed or not evaluation.blocking:
+            continue
+        if not (evaluation.description or "").startswith(NOT_COMPUTED):
             return f"check {evaluation.check_name}"
     return None
 

@@ -17,6 +17,7 @@ from assetclass_pipeline.defs.sensors.ticks import Answer, watch
 from assetclass_pipeline.model.alert import Finding
 from assetclass_pipeline.model.alert_rules import ComponentFacts, judge_components
 from assetclass_pipeline.monitoring.watching import Look, judge_now
+from assetclass_pipeline.settings import Settings
 
 SERVICE_HEALTH_ALERTS: Final = "service_health_alerts"
 _INTERVAL = 30
@@ -42,7 +43,7 @@ class ServiceHealth(Protocol):
         """By name."""
 
 
-HealthLook = Callable[[dg.DagsterInstance, MarketDatabase], ServiceHealth]
+HealthLook = Callable[[Settings], ServiceHealth]
 """Asks every probe, each within its own time."""
 
 
@@ -63,7 +64,7 @@ def service_health_alerts_sensor(look_at_health: HealthLook | None) -> dg.Sensor
     ) -> Answer:
         components: Mapping[str, ComponentFacts] = {}
         if look_at_health is not None:
-            components = _facts(look_at_health(context.instance, database))
+            components = _facts(look_at_health(database.settings))
         before = _failed_before(context.cursor)
 
         def find(_: Cursor[TupleRow], unresolved: frozenset[str]) -> Sequence[Finding]:
