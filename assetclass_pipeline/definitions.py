@@ -30,6 +30,11 @@ from assetclass_pipeline.defs.schedules import (
     weekly_backup_cleanup_schedule,
 )
 from assetclass_pipeline.defs.sensors.alert_notifications import alert_notifications
+from assetclass_pipeline.defs.sensors.asset_check_alerts import asset_check_alerts
+from assetclass_pipeline.defs.sensors.operation_alerts import operation_alerts
+from assetclass_pipeline.defs.sensors.run_failure_alerts import run_failure_alerts
+from assetclass_pipeline.defs.sensors.self_healing_correction import self_healing_correction
+from assetclass_pipeline.defs.sensors.service_health_alerts import service_health_alerts_sensor
 from assetclass_pipeline.defs.upkeep import backup_cleanup_job, recovery_drill_job
 from assetclass_pipeline.settings import Settings, load_settings
 
@@ -71,7 +76,14 @@ def build_defs(
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
         ],
-        sensors=[alert_notifications],
+        sensors=[
+            alert_notifications,
+            asset_check_alerts,
+            run_failure_alerts,
+            operation_alerts,
+            service_health_alerts_sensor(None),
+            self_healing_correction,
+        ],
         resources={
             DATABASE: database_resource(settings),
             CORRECTION_OPTIONS: CorrectionOptionsResource(),
