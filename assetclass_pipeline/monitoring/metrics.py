@@ -266,4 +266,4 @@ def _thresholds(settings: Settings) -> dict[str, float]:
         "alert_orphaned": settings.alerts.orphaned,
         "alert_pickup": settings.alerts.pickup,
     }
-    return {**settings.thresholds.model_dump(), **alerts}
+    return {**settings.thresholds.model_dump(exclude_none=True), **alerts}
