@@ -75,6 +75,11 @@ COMMANDS = {
         f"{_ROOM}.control", "cancel", "Stop the active operation; what is committed stays."
     ),
     "tune": _Place(f"{_ROOM}.control", "tune", "Make the running operation go faster or slower."),
+    "metrics": _Place(
+        f"{_ROOM}.metrics",
+        "metrics",
+        "Show how operations went, how good the data are, which limits are not met.",
+    ),
     "backups": _Place(
         f"{_ROOM}.backups", "app", "List, prove, hold and clean up what can undo a correction."
     ),
