@@ -12,6 +12,7 @@ from assetclass_pipeline.defs.assets.correction import correction_assets
 from assetclass_pipeline.defs.assets.quality import integrity_report_asset, quality_report_asset
 from assetclass_pipeline.defs.assets.sources import source_specs
 from assetclass_pipeline.defs.checks import reference_is_sound
+from assetclass_pipeline.defs.health import health_check_job, health_check_schedule
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
 from assetclass_pipeline.defs.resources import (
@@ -69,12 +70,14 @@ def build_defs(
             data_quality_job,
             backup_cleanup_job,
             recovery_drill_job,
+            health_check_job,
         ],
         schedules=[
             nightly_correction_schedule(settings),
             daily_data_quality_schedule(settings),
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
+            health_check_schedule(settings),
         ],
         sensors=[
             alert_notifications,
