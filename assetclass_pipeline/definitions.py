@@ -29,6 +29,7 @@ from assetclass_pipeline.defs.schedules import (
     quarterly_recovery_drill_schedule,
     weekly_backup_cleanup_schedule,
 )
+from assetclass_pipeline.defs.sensors.operation_requests import operation_requests_sensor
 from assetclass_pipeline.defs.upkeep import backup_cleanup_job, recovery_drill_job
 from assetclass_pipeline.settings import Settings, load_settings
 
@@ -49,7 +50,7 @@ def build_defs(
         # Beta in the Dagster that the lock file pins; a test launches a range as the UI does.
         warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
         correction = correction_assets(monthly_partitions(settings))
-    return dg.Definitions(
+    built = dg.Definitions(
         assets=[
             *source_specs(settings),
             integrity_report_asset(settings),
@@ -70,6 +71,7 @@ def build_defs(
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
         ],
+        sensors=[operation_requests_sensor(settings)],
         resources={
             DATABASE: database_resource(settings),
             CORRECTION_OPTIONS: CorrectionOptionsResource(),
@@ -78,6 +80,11 @@ def build_defs(
         },
         executor=executor,
     )
+    with warnings.catch_warnings():
+        # Dagster itself passes it on when it binds resources to the jobs of a sensor.
+        warnings.filterwarnings("ignore", "Parameter `owners`", dg.BetaWarning)
+        built.get_repository_def()
+    return built
 
 
 defs = build_defs()

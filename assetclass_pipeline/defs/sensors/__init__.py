@@ -1,0 +1,1 @@
+"""Sensors: what is watched for, each in a module of its own."""
