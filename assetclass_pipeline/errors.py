@@ -218,6 +218,102 @@ class NotificationError(AssetClassError):
     code = "NOTIFICATION_FAILED"
 
 
+class UnauthorizedError(AssetClassError):
+    """The caller shows no token, or none that is valid."""
+
+    code = "UNAUTHORIZED"
+    http_status = 401
+
+
+class ForbiddenError(AssetClassError):
+    """The caller's role may not do this."""
+
+    code = "FORBIDDEN"
+    http_status = 403
+
+
+class PathNotFoundError(AssetClassError):
+    """The API has nothing at this path."""
+
+    code = "NOT_FOUND"
+    http_status = 404
+
+
+class MethodNotAllowedError(AssetClassError):
+    """The path exists, but not with this method."""
+
+    code = "METHOD_NOT_ALLOWED"
+    http_status = 405
+
+
+class SlowClientError(AssetClassError):
+    """The body of the request did not arrive in time."""
+
+    code = "REQUEST_TOO_SLOW"
+    http_status = 408
+
+
+class BodyTooLargeError(AssetClassError):
+    """The body of the request is larger than any that the API can use."""
+
+    code = "BODY_TOO_LARGE"
+    http_status = 413
+
+
+class UnsupportedMediaTypeError(AssetClassError):
+    """The body of the request says that it is something other than JSON."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+    http_status = 415
+
+
+class TooManyRequestsError(AssetClassError):
+    """The caller has used up its requests; `retry_after` says when there are some again."""
+
+    code = "TOO_MANY_REQUESTS"
+    http_status = 429
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ServerBusyError(AssetClassError):
+    """Everything that could answer is in use, or the process is about to end."""
+
+    code = "SERVER_BUSY"
+    http_status = 503
+
+
+class DeadlineExceededError(AssetClassError):
+    """The answer took longer than a request may; the work on it was ended."""
+
+    code = "DEADLINE_EXCEEDED"
+    http_status = 503
+
+
+class IdentityProviderError(AssetClassError):
+    """The keys of the identity provider cannot be fetched, so its tokens cannot be checked."""
+
+    code = "IDENTITY_PROVIDER_UNAVAILABLE"
+    http_status = 503
+
+
+class TokenNotFoundError(AssetClassError):
+    """No token in use has this name."""
+
+    code = "TOKEN_NOT_FOUND"
+    http_status = 404
+    exit_status = 4
+
+
+class TokenExistsError(AssetClassError):
+    """A token of this name exists and is not revoked."""
+
+    code = "TOKEN_EXISTS"
+    http_status = 409
+
+
 class DemoDataError(AssetClassError):
     """The demo's source packages could not be fetched or do not hold what is expected."""
 

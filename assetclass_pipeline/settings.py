@@ -21,6 +21,7 @@ from assetclass_pipeline.model.alert import Severity
 from assetclass_pipeline.model.options import RetryOptions
 from assetclass_pipeline.model.quality import Thresholds
 from assetclass_pipeline.model.throttle import ThrottleLimits
+from assetclass_pipeline.model.token import Role
 
 
 def _known_zone(name: str) -> str:
@@ -137,6 +138,69 @@ class AlertSettings(BaseModel):
         return next((channel for channel in self.channels if channel.name == name), None)
 
 
+class OidcSettings(BaseModel):
+    """Whose JWTs the API takes as tokens, and which role their claims give; times in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    issuer: str = Field(min_length=1, description="what the claim `iss` must be")
+    audience: str = Field(min_length=1, description="what the claim `aud` must hold")
+    jwks_url: str = Field(pattern=r"^https?://", description="where the issuer's keys are")
+    algorithms: tuple[
+        Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"],
+        ...,
+    ] = Field(("RS256", "ES256"), min_length=1, description="never one with a shared secret")
+    name_claim: str = Field("sub", description="whose value stands in the audit log")
+    role_claim: str = Field(
+        "roles", description="a text or a list; a dot leads into a claim, like realm_access.roles"
+    )
+    roles: dict[str, Role] = Field(
+        {f"assetclass-{role}": role for role in Role},
+        description="which role each value of that claim gives; several give the highest",
+    )
+    leeway: float = Field(30, ge=0, le=300, description="by how much clocks may differ")
+    keys_timeout: float = Field(5, gt=0, description="for fetching the keys")
+    keys_lifetime: float = Field(300, gt=0, description="after that they are fetched anew")
+
+
+class ApiSettings(BaseModel):
+    """Limits and doors of the REST API, for each process of it; times in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; other machines reach it through a proxy"
+    )
+    connections: int = Field(10, ge=1, le=500, description="to the database at most")
+    connection_wait: float = Field(2, gt=0, description="for a free one; then 503")
+    threads: int = Field(40, ge=1, le=1000, description="requests that are worked on at once")
+    scans: int = Field(
+        2, ge=1, le=100, description="analyze, preview and validate at once; each opens its own"
+    )
+    scan_wait: float = Field(10, gt=0, description="for a place among them; then 503")
+    scan_deadline: float = Field(600, gt=0, description="for one of them; then it is ended")
+    most_requests: int = Field(200, ge=1, description="open at once; more are refused with 503")
+
+    body_limit: int = Field(65_536, ge=1024, description="bytes of a request's body")
+    header_limit: int = Field(16_384, ge=1024, description="bytes of a request's head")
+    read_timeout: float = Field(10, gt=0, description="for the head, and for the body, to arrive")
+    keep_alive: int = Field(15, ge=1, description="a connection may wait for its next request")
+    shutdown_patience: int = Field(30, ge=1, description="for requests at work when it stops")
+
+    failed_logins_per_minute: int = Field(20, ge=1, description="of one address; then 429")
+    requests_per_minute_of_token: int = Field(30_000, ge=1)
+    requests_per_minute_of_address: int = Field(60_000, ge=1)
+
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="addresses whose X-Forwarded-For is believed"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="web pages of these origins may call; none by default"
+    )
+    metrics_public: bool = Field(False, description="Prometheus may scrape without a token")
+    oidc: OidcSettings | None = Field(None, description="single sign-on beside our own tokens")
+
+
 class Settings(BaseSettings):
     """All settings with their defaults; nested ones are written `ASSETCLASS_RETRY__TRIES=5`."""
 
@@ -172,6 +236,9 @@ class Settings(BaseSettings):
     )
     webserver_port: int = Field(3000, ge=1, le=65535)
     api_port: int = Field(8000, ge=1, le=65535)
+    api_anonymous_role: Role | None = Field(
+        None, description="what callers on this machine may do without a token; unset: nothing"
+    )
 
     backup_in_publication: Literal["refuse", "allow"] = Field(
         "refuse",
@@ -194,6 +261,7 @@ class Settings(BaseSettings):
 
     thresholds: Thresholds = Thresholds()
     alerts: AlertSettings = AlertSettings()
+    api: ApiSettings = ApiSettings()
     session: SessionLimits = SessionLimits()
     retry: RetryOptions = Field(RetryOptions(), description="defaults of the option `retry`")
     throttle: ThrottleLimits = Field(

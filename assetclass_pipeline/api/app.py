@@ -1,0 +1,118 @@
+"""The application: its routes, what is around them, and its description.
+
+Belongs here: putting the parts together. Does not: any call of the API (routes/), nor serving it
+(serve.py).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio.to_thread
+import psycopg
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from assetclass_pipeline import __version__
+from assetclass_pipeline.api import openapi
+from assetclass_pipeline.api.authentication import Authenticator
+from assetclass_pipeline.api.bodies import Bodies
+from assetclass_pipeline.api.connections import Connections
+from assetclass_pipeline.api.envelope import render
+from assetclass_pipeline.api.framing import CORRELATION_HEADER, Framing
+from assetclass_pipeline.api.limits import Limits
+from assetclass_pipeline.api.oidc import Oidc
+from assetclass_pipeline.api.refusals import Refusals
+from assetclass_pipeline.api.routes import health
+from assetclass_pipeline.errors import AssetClassError
+from assetclass_pipeline.settings import Settings
+
+BASE_PATH = "/api/etl/asset-class-correction"
+
+ROUTERS: tuple[APIRouter, ...] = (health.router,)
+"""Calls below the base path."""
+PAGES: tuple[APIRouter, ...] = (openapi.router,)
+"""Whatever stands elsewhere."""
+
+
+_RENDERED = (AssetClassError, RequestValidationError, HTTPException, psycopg.Error)
+
+
+def create_app(
+    settings: Settings,
+    dsn: str,
+    *,
+    routers: Sequence[APIRouter] = ROUTERS,
+    pages: Sequence[APIRouter] = PAGES,
+) -> FastAPI:
+    """The API over the database of `dsn`; nothing is connected to before a request needs it."""
+    connections = Connections(dsn, settings)
+    limits = Limits(settings.api)
+    refusals = Refusals(connections)
+    provider = None if settings.api.oidc is None else Oidc(settings.api.oidc)
+    app = FastAPI(
+        title="AssetClass pipeline",
+        version=__version__,
+        summary="Measures, corrects, proves and undoes asset_class values",
+        # Its pages load their scripts from a host elsewhere; ours is in openapi.py.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        exception_handlers=dict.fromkeys(_RENDERED, _refuse),
+    )
+    app.state.settings = settings
+    app.state.connections = connections
+    app.state.authenticator = Authenticator(connections, limits, refusals, provider)
+    app.state.refusals = refusals
+    for router in routers:
+        app.include_router(router, prefix=BASE_PATH, responses=openapi.REFUSALS)
+    for page in pages:
+        app.include_router(page, responses=openapi.REFUSALS)
+    app.openapi = lambda: openapi.describe(app, BASE_PATH)  # type: ignore[method-assign] # as documented
+    # The last one added is the outermost.
+    app.add_middleware(Bodies, limit=settings.api.body_limit, timeout=settings.api.read_timeout)
+    if settings.api.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.api.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", CORRELATION_HEADER],
+            expose_headers=["ETag", "Location", "Retry-After", CORRELATION_HEADER],
+        )
+    app.add_middleware(Framing, limits=limits, most=settings.api.most_requests)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    refusals: Refusals = app.state.refusals
+    connections: Connections = app.state.connections
+    anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api.threads
+    writing = asyncio.create_task(refusals.keep_writing())
+    try:
+        yield
+    finally:
+        writing.cancel()
+        with suppress(asyncio.CancelledError):
+            await writing
+        with suppress(AssetClassError, psycopg.Error):
+            await asyncio.to_thread(refusals.write, everything=True)
+        await asyncio.to_thread(connections.close)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    rendered = render(error)
+    if rendered.data is None and rendered.code == "INTERNAL_ERROR":
+        # The frame logs it and answers.
+        raise error
+    return rendered.response(request)
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The OpenAPI document, without serving anything."""
+    return create_app(settings, "").openapi()

@@ -1,0 +1,1 @@
+"""One module for each group of calls: parse, call the engine, answer."""
