@@ -65,9 +65,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """A key by which whoever shows this token can ask again without asking twice."""
+    """A key by which the same caller can ask again without asking twice."""
 
-    token_name: str
+    caller: str
     key: str
 
 
@@ -267,14 +267,9 @@ class _Ask:
                     check(cursor)
                 cursor.execute(query("operation", "create"), creation_of(key, self.request))
                 by = self.request.requested_by
-                cursor.execute(
-                    query("request", "add"),
-                    {
-                        "correction_id": key,
-                        "requested_by": by,
-                        "correlation_id": self.correlation_id,
-                    },
-                )
+                values = {"correction_id": key, "correlation_id": self.correlation_id}
+                cursor.execute(query("request", "set_correlation"), values)
+                cursor.execute(query("request", "add"), {**values, "requested_by": by})
                 record_wish(
                     cursor,
                     self.request.correction_id,
@@ -325,7 +320,7 @@ class _Ask:
         return Requested(row[1], is_new=False)
 
     def _key_values(self, idempotency: IdempotencyKey) -> dict[str, object]:
-        return {"token_name": idempotency.token_name, "key": idempotency.key}
+        return {"caller": idempotency.caller, "key": idempotency.key}
 
     @property
     def _hash(self) -> str:

@@ -2,18 +2,22 @@
 
 -- name: remember_key
 -- Of two at once with the same key, the second waits for the first to commit, and then finds it.
-INSERT INTO assetclass.idempotency_key (token_name, key, request_hash, correction_id)
-VALUES (%(token_name)s, %(key)s, %(request_hash)s, %(correction_id)s)
-ON CONFLICT (token_name, key) DO NOTHING
+INSERT INTO assetclass.idempotency_key (caller, key, request_hash, correction_id)
+VALUES (%(caller)s, %(key)s, %(request_hash)s, %(correction_id)s)
+ON CONFLICT (caller, key) DO NOTHING
 
 -- name: known_key
 SELECT request_hash, correction_id::text FROM assetclass.idempotency_key
-WHERE token_name = %(token_name)s AND key = %(key)s
+WHERE caller = %(caller)s AND key = %(key)s
 
 -- name: add
 INSERT INTO assetclass.operation_request (correction_id, attempt, requested_by, correlation_id)
 SELECT %(correction_id)s, coalesce(max(attempt), 0) + 1, %(requested_by)s, %(correlation_id)s
 FROM assetclass.operation_request WHERE correction_id = %(correction_id)s
+
+-- name: set_correlation
+UPDATE assetclass.operation SET correlation_id = %(correlation_id)s
+WHERE correction_id = %(correction_id)s
 
 -- name: ask_again
 -- Raising the epoch tells its next end from the one before it.

@@ -3,21 +3,11 @@
 from alembic import op
 
 revision = "0009"
-down_revision = "0006"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
 _UP = (
-    """
-    CREATE TABLE assetclass.idempotency_key (
-        token_name text,
-        key text,
-        request_hash text NOT NULL,
-        correction_id uuid NOT NULL,
-        created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-        PRIMARY KEY (token_name, key)
-    )
-    """,
     """
     CREATE TABLE assetclass.operation_request (
         correction_id uuid NOT NULL REFERENCES assetclass.operation,
@@ -50,5 +40,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DROP TABLE assetclass.idempotency_key")
     op.execute("DROP TABLE assetclass.operation_request")
