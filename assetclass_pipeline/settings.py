@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import (
     AfterValidator,
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     SecretStr,
@@ -138,6 +139,31 @@ class AlertSettings(BaseModel):
         return next((channel for channel in self.channels if channel.name == name), None)
 
 
+class HealthSettings(BaseModel):
+    """What counts as well; times in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timeout: float = Field(1, gt=0, le=30, description="for the look at one component")
+    quality_report: float = Field(
+        93_600, gt=0, description="the newest quality_report may be so old: a day and two hours"
+    )
+    stalled: float = Field(
+        1800, gt=0, description="an operation that writes nothing, and does not wait, is stuck then"
+    )
+    paused: float = Field(86_400, gt=0, description="a longer pause is mentioned")
+    delivery: float = Field(900, gt=0, description="a notification must have been taken by then")
+    free_disk_bytes: ByteSize = Field(
+        ByteSize(1024**3), ge=0, description="must be free for data, archive and home"
+    )
+    daemon_heartbeat: float = Field(
+        180, ge=60, description="a daemon of Dagster's beats every 30 s; silent for longer, it died"
+    )
+    may_be_off: frozenset[str] = Field(
+        frozenset(), description="sensors and schedules that were switched off on purpose"
+    )
+
+
 class OidcSettings(BaseModel):
     """Whose JWTs the API takes as tokens, and which role their claims give; times in seconds."""
 
@@ -261,6 +287,8 @@ class Settings(BaseSettings):
 
     thresholds: Thresholds = Thresholds()
     alerts: AlertSettings = AlertSettings()
+    health: HealthSettings = HealthSettings()
+
     api: ApiSettings = ApiSettings()
     session: SessionLimits = SessionLimits()
     retry: RetryOptions = Field(RetryOptions(), description="defaults of the option `retry`")

@@ -110,6 +110,22 @@ def open_database(settings: Settings) -> Iterator[str]:
         yield server.url()
 
 
+def running_database(settings: Settings) -> str:
+    """The DSN of the data as `open_database` gives it, but nothing is started.
+
+    Raises DatabaseUnavailableError where the embedded server does not run.
+    """
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    found = EmbeddedServer(settings.home / "postgres").running_url()
+    if found is None:
+        raise DatabaseUnavailableError(
+            f"The embedded PostgreSQL in {settings.home / 'postgres'} does not run: `assetclass "
+            "up` starts it with everything else. Or name another one in ASSETCLASS_DATABASE_URL."
+        )
+    return found
+
+
 def connect(
     dsn: str, settings: Settings, *, purpose: str, to_write: bool = False
 ) -> psycopg.Connection[TupleRow]:

@@ -98,14 +98,18 @@ class MarketTables:
 
 
 def inspect_market_tables(
-    connection: psycopg.Connection[TupleRow], settings: Settings, *, for_writing: bool
+    connection: psycopg.Connection[TupleRow],
+    settings: Settings,
+    *,
+    for_writing: bool,
+    ask_other_servers: bool = True,
 ) -> MarketTables:
     """What the catalogue says about both tables; rows are not read and nothing is locked.
 
     Must be called outside a transaction. Raises MarketTablesError that names every missing table,
     column and right, and everything about the tables that we cannot work with, one per line;
-    `for_writing` asks for what a correction needs too, of foreign tables also on their own servers:
-    there it tries an UPDATE that hits no row.
+    `for_writing` asks for what a correction needs too, of foreign tables also on their own servers
+    (unless `ask_other_servers` is off): there it tries an UPDATE that hits no row.
     """
     # Under this path every type of the database's own is spelled with its schema.
     with transaction(connection, settings, read_only=True, snapshot=True, search_path="pg_catalog"):
@@ -122,7 +126,7 @@ def inspect_market_tables(
             "The server is a standby and cannot be written to: name the primary in "
             "ASSETCLASS_DATABASE_URL."
         )
-    if for_writing and not problems:
+    if for_writing and ask_other_servers and not problems:
         # Only now: asking other servers takes time, and needs the rights that were checked above.
         problems += _remote_problems(connection, settings, market)
     if problems or market.relation is None or symbols.relation is None:

@@ -3,20 +3,35 @@
 Belongs here: what is checked and how severely. Does not: measuring, and where the limits come from.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import dagster as dg
 
-from assetclass_pipeline.defs.failures import readable_failures
-from assetclass_pipeline.defs.presentation import reference_metadata
+from assetclass_pipeline.defs.failures import readable_failures, reason_of
+from assetclass_pipeline.defs.presentation import (
+    Metadata,
+    reference_metadata,
+    runbook,
+    worst_metadata,
+)
 from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.engine.analysis import QualityPoint
 from assetclass_pipeline.engine.reference import check_reference
+from assetclass_pipeline.model.alert import AlertType
+from assetclass_pipeline.model.excess import excess
 from assetclass_pipeline.model.operation import Operation, Proof
-from assetclass_pipeline.model.quality import IntegrityReport, Thresholds
+from assetclass_pipeline.model.quality import IntegrityReport, Level, Limits, Thresholds
+from assetclass_pipeline.settings import Settings
 
 ERROR = dg.AssetCheckSeverity.ERROR
 WARN = dg.AssetCheckSeverity.WARN
+
+_SEVERITIES: Final = {Level.ERROR: ERROR, Level.WARN: WARN}
+_MOST_WORST = 10
+
+Event = TypeVar("Event")
 
 
 @dataclass(frozen=True)
@@ -27,26 +42,61 @@ class ThresholdCheck:
     threshold: str
     setting: str
     meaning: str
+    alert_type: AlertType
+    what_to_do: str
 
     def spec(self, asset: dg.AssetKey, limits: Thresholds) -> dg.AssetCheckSpec:
-        """The check on `asset`, described with the limit that is really set."""
-        limit = getattr(limits, self.setting)
-        return dg.AssetCheckSpec(self.name, asset=asset, description=f"{self.meaning} {limit:g} %.")
+        """The check on `asset`, described with the limits that are really set."""
+        described = _described(self.meaning, limits.limits(self.setting), "%")
+        return dg.AssetCheckSpec(self.name, asset=asset, description=described)
 
     def result(
-        self, asset: dg.AssetKey, report: IntegrityReport, severity: dg.AssetCheckSeverity
+        self,
+        asset: dg.AssetKey,
+        report: IntegrityReport,
+        settings: Settings,
+        *,
+        only_warns: bool = False,
     ) -> dg.AssetCheckResult:
-        """The threshold as `report` measured it."""
+        """The threshold as `report` measured it, as severe as the worst level that it violates."""
         found = report.thresholds[self.threshold]
+        severity = found.level or settings.thresholds.limits(self.setting).severity
+        limit = found.violated_limit
+        metadata: Metadata = {"value": round(found.value, 2), "limit": limit}
+        if found.level:
+            against = excess(report, self.threshold, most=_MOST_WORST)
+            metadata |= {
+                "level_violated": found.level.value,
+                "damaged_rows": against.damaged,
+                "rows_over_the_limit": against.over,
+                **worst_metadata(against),
+                "what_to_do": self.what_to_do,
+                "runbook": runbook(settings, self.alert_type),
+            }
         return dg.AssetCheckResult(
             asset_key=asset,
             check_name=self.name,
-            passed=found.passed,
-            severity=severity,
-            description=f"{found.value:.2f} %, must be {found.comparison} {found.limit:g} %",
-            metadata={"value": round(found.value, 2), "limit": found.limit},
+            passed=found.level is None,
+            severity=WARN if only_warns else _SEVERITIES[severity],
+            description=f"{found.value:.2f} %, must be {found.comparison} {limit:g} %",
+            metadata=metadata,
         )
 
+
+def _described(meaning: str, limits: Limits, unit: str) -> str:
+    """A sentence with the guide's limit; a second level, where there is one, in brackets."""
+    second = limits.warn if limits.severity is Level.ERROR else limits.error
+    said = f"{meaning} {limits.guide:g} {unit}"
+    if second is None:
+        return f"{said}."
+    word = "a warning" if limits.severity is Level.ERROR else "an error"
+    return f"{said} ({word} from {second:g} {unit})."
+
+
+_MEND = (
+    "Look at the worst symbols. `assetclass preview` says what a correction would fill; what it "
+    "cannot fill lacks a usable class in symbols."
+)
 
 GUIDE_THRESHOLDS = (
     ThresholdCheck(
@@ -54,18 +104,26 @@ GUIDE_THRESHOLDS = (
         "completeness",
         "completeness",
         "Rows whose asset_class is neither NULL nor empty: at least",
+        AlertType.LOW_DATA_QUALITY,
+        _MEND,
     ),
     ThresholdCheck(
         "integrity_at_least_90",
         "integrity",
         "integrity",
         "Rows whose class can be derived from symbols: at least",
+        AlertType.LOW_DATA_QUALITY,
+        "Give the worst symbols one class in symbols: they are unknown there, without a class, or "
+        "listed with several. `assetclass analyze` tells which.",
     ),
     ThresholdCheck(
         "orphaned_below_5",
         "orphanedPercent",
         "orphaned",
         "Rows whose symbol has no ticker in symbols: below",
+        AlertType.HIGH_ORPHANED_RECORDS,
+        "Add the worst symbols to symbols, or remove their rows: a feed may have started before "
+        "its reference data, or tickers were renamed.",
     ),
 )
 QUALITY_THRESHOLDS = (
@@ -74,12 +132,17 @@ QUALITY_THRESHOLDS = (
         "qualityScore",
         "quality_score",
         "Mappable rows whose class equals their symbol's: at least",
+        AlertType.LOW_DATA_QUALITY,
+        "Missing rows: `assetclass execute`. Mismatched rows: decide which side is right, then "
+        "`assetclass preview --overwrite-existing`.",
     ),
     ThresholdCheck(
         "correctable_at_most_10_percent",
         "correctablePercent",
         "correctable",
         "Missing rows that a correction could fill: at most",
+        AlertType.LOW_DATA_QUALITY,
+        "`assetclass preview`, then `assetclass execute`; or wait for tonight's correction.",
     ),
 )
 
@@ -87,6 +150,13 @@ QUALITY_DID_NOT_DEGRADE = "quality_did_not_degrade"
 BACKUP_IS_COMPLETE = "backup_is_complete"
 NO_ROW_LOST_OR_INVENTED = "no_row_lost_or_invented"
 REFERENCE_IS_SOUND = "reference_is_sound"
+
+INTEGRITY_CHECKS = tuple(check.name for check in GUIDE_THRESHOLDS)
+QUALITY_CHECKS = (
+    *INTEGRITY_CHECKS,
+    *(check.name for check in QUALITY_THRESHOLDS),
+    QUALITY_DID_NOT_DEGRADE,
+)
 
 
 def integrity_check_specs(asset: dg.AssetKey, limits: Thresholds) -> list[dg.AssetCheckSpec]:
@@ -102,49 +172,106 @@ def quality_check_specs(asset: dg.AssetKey, limits: Thresholds) -> list[dg.Asset
         dg.AssetCheckSpec(
             QUALITY_DID_NOT_DEGRADE,
             asset=asset,
-            description=(
-                "Quality score lost since the previous quality_report: at most "
-                f"{limits.degradation:g} points."
+            description=_described(
+                "Quality score lost since the previous quality_report: at most",
+                limits.limits("degradation"),
+                "points",
             ),
         ),
     ]
 
 
-def integrity_results(asset: dg.AssetKey, report: IntegrityReport) -> list[dg.AssetCheckResult]:
+def integrity_results(
+    asset: dg.AssetKey, report: IntegrityReport, settings: Settings
+) -> list[dg.AssetCheckResult]:
     """The three thresholds as warnings: before a correction, damage is what one expects."""
-    return [check.result(asset, report, WARN) for check in GUIDE_THRESHOLDS]
+    return [check.result(asset, report, settings, only_warns=True) for check in GUIDE_THRESHOLDS]
 
 
 def quality_results(
-    asset: dg.AssetKey, report: IntegrityReport, previous: QualityPoint | None, limits: Thresholds
+    asset: dg.AssetKey, report: IntegrityReport, previous: QualityPoint | None, settings: Settings
 ) -> list[dg.AssetCheckResult]:
     """All checks of the quality report; `previous` is the report before this one."""
     return [
-        *(check.result(asset, report, ERROR) for check in GUIDE_THRESHOLDS),
-        *(check.result(asset, report, WARN) for check in QUALITY_THRESHOLDS),
-        _degradation(asset, report, previous, limits),
+        *(check.result(asset, report, settings) for check in GUIDE_THRESHOLDS),
+        *(check.result(asset, report, settings) for check in QUALITY_THRESHOLDS),
+        _degradation(asset, report, previous, settings),
     ]
 
 
 def _degradation(
-    asset: dg.AssetKey, report: IntegrityReport, previous: QualityPoint | None, limits: Thresholds
+    asset: dg.AssetKey, report: IntegrityReport, previous: QualityPoint | None, settings: Settings
 ) -> dg.AssetCheckResult:
+    limits = settings.thresholds.limits("degradation")
     before = previous.quality_score if previous else report.quality_score
-    lost = before - report.quality_score
+    found = limits.judge(before - report.quality_score)
+    limit = found.violated_limit
     description = (
         f"{report.quality_score:.2f} % after {before:.2f} % "
-        f"({previous.measured_at:%Y-%m-%d %H:%M}), at most {limits.degradation:g} points lower"
+        f"({previous.measured_at:%Y-%m-%d %H:%M}), at most {limit:g} points lower"
         if previous
         else "the first quality report: there is nothing to compare with yet"
     )
+    metadata: Metadata = {"points_lost": round(found.value, 2), "limit": limit}
+    if previous and found.level:
+        metadata |= {
+            "level_violated": found.level.value,
+            "quality_score": round(report.quality_score, 2),
+            "quality_score_before": round(before, 2),
+            "measured_before_at": f"{previous.measured_at:%Y-%m-%dT%H:%M:%SZ}",
+            "rows_before": previous.total_records,
+            "rows": report.total_records,
+            **worst_metadata(excess(report, "qualityScore", most=_MOST_WORST)),
+            "what_to_do": (
+                "Find what came in or changed since the report before: new feeds, renamed tickers, "
+                "an edit of symbols, a rollback. `assetclass audit list` shows operations."
+            ),
+            "runbook": runbook(settings, AlertType.DATA_QUALITY_DEGRADED),
+        }
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=QUALITY_DID_NOT_DEGRADE,
-        passed=lost <= limits.degradation,
-        severity=WARN,
+        passed=found.level is None,
+        severity=_SEVERITIES[found.level or limits.severity],
         description=description,
-        metadata={"points_lost": round(lost, 2), "limit": limits.degradation},
+        metadata=metadata,
     )
+
+
+def or_not_computed(
+    events: Iterator[Event], missing: Callable[[str], Iterable[Event]]
+) -> Iterator[Event]:
+    """`events`; where making one fails, what `missing` makes of the reason, and then the error.
+
+    So a check that cannot be computed has failed, which a check without a word has not.
+    """
+    try:
+        yield from events
+    except Exception as error:
+        yield from missing(reason_of(error))
+        raise
+
+
+def not_computed(
+    asset: dg.AssetKey, names: Iterable[str], reason: str, settings: Settings
+) -> list[dg.AssetCheckResult]:
+    """Checks of `asset` that nobody could compute: each failed, as an error."""
+    return [
+        dg.AssetCheckResult(
+            asset_key=asset,
+            check_name=name,
+            passed=False,
+            severity=ERROR,
+            description=f"could not be computed: {reason}",
+            metadata={
+                "reason": reason,
+                "what_to_do": "Mend that, then materialise the asset again; `assetclass doctor` "
+                "looks at database, rights and disk.",
+                "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
+            },
+        )
+        for name in names
+    ]
 
 
 def backup_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
@@ -157,16 +284,27 @@ def backup_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     )
 
 
-def backup_result(asset: dg.AssetKey, operation: Operation, found: int) -> dg.AssetCheckResult:
+def backup_result(
+    asset: dg.AssetKey, operation: Operation, found: int, settings: Settings
+) -> dg.AssetCheckResult:
     """`found` rows of the backup table against what the operation planned."""
     planned = operation.records_planned or 0
+    metadata: Metadata = {"rows_found": found, "records_planned": planned}
+    if found != planned:
+        metadata |= {
+            "correction_id": operation.correction_id,
+            "backup_table": operation.backup_table or "none",
+            "what_to_do": "Somebody wrote to the backup table. Nothing was corrected: drop no "
+            "table, find out who, then start a new correction, which makes its own backup.",
+            "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
+        }
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=BACKUP_IS_COMPLETE,
         passed=found == planned,
         severity=ERROR,
         description=f"{found:,} rows in the backup table, {planned:,} planned",
-        metadata={"rows_found": found, "records_planned": planned},
+        metadata=metadata,
     )
 
 
@@ -179,45 +317,81 @@ def proof_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     )
 
 
-def proof_result(asset: dg.AssetKey, proof: Proof) -> dg.AssetCheckResult:
+def proof_result(asset: dg.AssetKey, proof: Proof, settings: Settings) -> dg.AssetCheckResult:
     """Planned = corrected + skipped, with nothing open and nothing over."""
+    passed = proof.unaccounted == 0 and proof.open == 0
+    metadata: Metadata = {
+        "records_planned": proof.planned,
+        "records_corrected": proof.corrected,
+        "records_skipped": proof.skipped,
+        "records_open": proof.open,
+        "records_unaccounted": proof.unaccounted,
+    }
+    if not passed:
+        metadata |= {
+            "what_to_do": "Open rows: re-execute the run, which goes on with them. Unaccounted "
+            "ones: the ledger was altered; keep the backup table and call the next level.",
+            "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
+        }
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=NO_ROW_LOST_OR_INVENTED,
-        passed=proof.unaccounted == 0 and proof.open == 0,
+        passed=passed,
         severity=ERROR,
         description=(
             f"{proof.planned:,} planned = {proof.corrected:,} corrected + {proof.skipped:,} "
             f"skipped + {proof.open:,} open + {proof.unaccounted:,} unaccounted for"
         ),
-        metadata={
-            "records_planned": proof.planned,
-            "records_corrected": proof.corrected,
-            "records_skipped": proof.skipped,
-            "records_open": proof.open,
-            "records_unaccounted": proof.unaccounted,
-        },
+        metadata=metadata,
     )
 
 
-@dg.asset_check(
-    asset=dg.AssetKey("symbols"),
-    name=REFERENCE_IS_SOUND,
-    description=(
-        "Some ticker is mappable, and none is NULL or empty. Ambiguous, unclassified and padded "
-        "tickers are counted with examples."
-    ),
+_SYMBOLS = dg.AssetKey("symbols")
+
+
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(
+            REFERENCE_IS_SOUND,
+            asset=_SYMBOLS,
+            description=(
+                "Some ticker is mappable, and none is NULL or empty. Ambiguous, unclassified and "
+                "padded tickers are counted with examples."
+            ),
+        )
+    ],
+    name=f"symbols_{REFERENCE_IS_SOUND}",
 )
-def reference_is_sound(database: dg.ResourceParam[MarketDatabase]) -> dg.AssetCheckResult:
+def reference_is_sound(
+    database: dg.ResourceParam[MarketDatabase],
+) -> Iterator[dg.AssetCheckResult]:
     """Whether corrections can rely on `symbols`."""
+    settings = database.settings
+    yield from or_not_computed(
+        _check_reference(database),
+        lambda reason: not_computed(_SYMBOLS, [REFERENCE_IS_SOUND], reason, settings),
+    )
+
+
+def _check_reference(database: MarketDatabase) -> Iterator[dg.AssetCheckResult]:
+    settings = database.settings
     with readable_failures(), database.tables(purpose="reference check") as (connection, tables):
-        report = check_reference(connection, tables, database.settings)
-    return dg.AssetCheckResult(
+        report = check_reference(connection, tables, settings)
+    metadata = reference_metadata(report)
+    if not report.is_sound:
+        metadata |= {
+            "what_to_do": "Mend symbols: rows without a ticker help nobody, and without a mappable "
+            "ticker nothing can be corrected. Was its last load complete?",
+            "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
+        }
+    yield dg.AssetCheckResult(
+        asset_key=_SYMBOLS,
+        check_name=REFERENCE_IS_SOUND,
         passed=report.is_sound,
         severity=ERROR if report.mappable == 0 else WARN,
         description=(
             f"{report.mappable:,} of {report.tickers:,} tickers are mappable; "
             f"{report.null_tickers + report.empty_tickers:,} rows have no ticker"
         ),
-        metadata=reference_metadata(report),
+        metadata=metadata,
     )

@@ -29,5 +29,13 @@ def readable_failures() -> Iterator[None]:
         raise _failure(message, error.sqlstate or "DATABASE_ERROR") from None
 
 
+def reason_of(error: Exception) -> str:
+    """Why something failed, in one line, for what is shown beside the failure."""
+    if isinstance(error, dg.Failure):
+        return error.description or "no reason given"
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first}"
+
+
 def _failure(message: str, code: str) -> dg.Failure:
     return dg.Failure(description=message, metadata={"error_code": code}, allow_retries=False)

@@ -10,12 +10,15 @@ from typing import Any
 import dagster as dg
 
 from assetclass_pipeline.engine.planned_months import RolledBackMonth
+from assetclass_pipeline.model.alert import AlertType
 from assetclass_pipeline.model.backup import CleanupReport, DrillReport
+from assetclass_pipeline.model.excess import Excess
 from assetclass_pipeline.model.operation import Conflict, Operation, SkipReason
 from assetclass_pipeline.model.preflight import Preflight
 from assetclass_pipeline.model.preview import Preview
 from assetclass_pipeline.model.quality import IntegrityReport, PartitionCount
 from assetclass_pipeline.model.reference import ReferenceReport
+from assetclass_pipeline.settings import Settings
 
 Cell = str | int | float | bool | None
 Metadata = dict[str, dg.MetadataValue | int | float | str]
@@ -312,6 +315,28 @@ def table(rows: Iterable[Mapping[str, Cell]]) -> dg.TableMetadataValue:
     """The first rows as a table; an empty one says so in words, for the UI shows nothing else."""
     records = [dg.TableRecord(dict(row)) for row, _ in zip(rows, range(MOST_ROWS), strict=False)]
     return dg.MetadataValue.table(records or [dg.TableRecord({"result": "none"})])
+
+
+def runbook(settings: Settings, alert_type: AlertType) -> dg.MetadataValue:
+    """The page about an alert: a link where runbooks are on the web, else a path to copy."""
+    page = f"{settings.alerts.runbooks_url.rstrip('/')}/{alert_type.runbook}"
+    if page.startswith(("https://", "http://")):
+        return dg.MetadataValue.url(page)
+    return dg.MetadataValue.path(page)
+
+
+def worst_metadata(found: Excess) -> Metadata:
+    """Which symbols and months hold the damage."""
+    return {
+        "worst_symbols": table(
+            {"symbol": shown(each.name), "damaged": each.damaged, "records": each.records}
+            for each in found.worst_symbols
+        ),
+        "worst_months": table(
+            {"month": each.name, "damaged": each.damaged, "records": each.records}
+            for each in found.worst_months
+        ),
+    }
 
 
 def shown(value: str | None) -> str:

@@ -19,6 +19,7 @@ from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.defs.assets.correction import CORRECTED_MARKET_DATA
 from assetclass_pipeline.defs.assets.quality import QUALITY_REPORT, measure_quality
+from assetclass_pipeline.defs.checks import QUALITY_CHECKS, not_computed, or_not_computed
 from assetclass_pipeline.defs.failures import readable_failures
 from assetclass_pipeline.defs.instance import POOL, keep_connections
 from assetclass_pipeline.defs.presentation import rollback_metadata, rollback_month_metadata
@@ -205,7 +206,20 @@ def _counts(restored: int, conflicting: int) -> str:
 def _measure_again(
     context: dg.OpExecutionContext, database: dg.ResourceParam[MarketDatabase]
 ) -> Iterator[_Measured]:
-    measured = measure_quality(database, context.run.run_id)
+    settings = database.settings
+    yield from or_not_computed(
+        _measured_again(context, database),
+        lambda reason: [
+            _evaluation(result, None)
+            for result in not_computed(QUALITY_REPORT, QUALITY_CHECKS, reason, settings)
+        ],
+    )
+
+
+def _measured_again(
+    context: dg.OpExecutionContext, database: MarketDatabase
+) -> Iterator[_Measured]:
+    measured = measure_quality(database, context.run)
     yield dg.AssetMaterialization(QUALITY_REPORT, metadata=measured.metadata)
     # It is stored by now. A check that names no materialisation would look outdated in the UI.
     [materialized] = context.instance.fetch_materializations(QUALITY_REPORT, limit=1).records
@@ -215,16 +229,22 @@ def _measure_again(
         timestamp=materialized.timestamp,
     )
     for result in measured.checks:
-        yield dg.AssetCheckEvaluation(
-            asset_key=QUALITY_REPORT,
-            check_name=str(result.check_name),
-            passed=result.passed,
-            metadata=result.metadata,
-            target_materialization_data=target,
-            severity=result.severity,
-            description=result.description,
-        )
+        yield _evaluation(result, target)
     yield dg.Output(None)
+
+
+def _evaluation(
+    result: dg.AssetCheckResult, target: AssetCheckEvaluationTargetMaterializationData | None
+) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=QUALITY_REPORT,
+        check_name=str(result.check_name),
+        passed=result.passed,
+        metadata=result.metadata,
+        target_materialization_data=target,
+        severity=result.severity,
+        description=result.description,
+    )
 
 
 @dg.job(

@@ -18,6 +18,7 @@ from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.conditions import blanks_of, in_scope
 from assetclass_pipeline.engine.estimation import estimate_seconds, recent_rate
+from assetclass_pipeline.engine.limits import record_limits
 from assetclass_pipeline.model.findings import find_issues, recommend
 from assetclass_pipeline.model.months import EVERYTHING, Calendar, TimeRange
 from assetclass_pipeline.model.pacing import size_range
@@ -203,8 +204,12 @@ def remember_quality(
     source: str,
     correction_id: str | None = None,
     run_id: str | None = None,
+    by: str = "",
 ) -> None:
-    """Add a report to the history of measurements."""
+    """Add a report to the history of measurements, and record limits that changed since the last.
+
+    `by` is who measures, as `Actor.of_requester` reads it.
+    """
     with transaction(connection, settings) as cursor:
         cursor.execute(
             query("operation", "remember_quality"),
@@ -221,6 +226,7 @@ def remember_quality(
                 "report": Jsonb(report.model_dump(mode="json", by_alias=True)),
             },
         )
+        record_limits(cursor, settings.thresholds, by=by)
 
 
 def quality_history(

@@ -18,7 +18,8 @@ from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.audit import Asks, record_claim, record_end
+from assetclass_pipeline.engine.audit import Asks, record_claim
+from assetclass_pipeline.engine.ending import note_end, note_going_on
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.engine.silence import is_abandoned, silence_limits
 from assetclass_pipeline.errors import (
@@ -182,6 +183,7 @@ def claim(
                     {**by_key, "wanted": "run", "wanted_by": request.requested_by},
                 )
             cursor.execute(query("control", "add_gap"), by_key)
+            note_going_on(cursor, key)
             # The claim is the first heartbeat: one that died right after it would otherwise never
             # count as silent, and a resumed one would look silent until it beats.
             cursor.execute(
@@ -295,7 +297,7 @@ def end_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
     statement = query("operation", "interrupt_abandoned", is_abandoned=is_abandoned())
     with transaction(connection, settings) as cursor:
         for (correction_id,) in cursor.execute(statement, silence_limits(settings)).fetchall():
-            record_end(cursor, as_uuid(correction_id), Actor.system())
+            note_end(cursor, as_uuid(correction_id), Actor.system())
 
 
 def refuse_while_active(connection: Connection[TupleRow], settings: Settings) -> None:

@@ -12,7 +12,8 @@ from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.audit import record_end, record_wish
+from assetclass_pipeline.engine.audit import record_wish
+from assetclass_pipeline.engine.ending import note_end
 from assetclass_pipeline.engine.operations import active_id, as_uuid, get_operation
 from assetclass_pipeline.errors import (
     InvalidOptionsError,
@@ -64,7 +65,7 @@ def ask_to_cancel(
         ended = cursor.execute(query("control", "cancel_requested"), _key(operation)).rowcount
         _ask(cursor, operation, "cancel", by, correlation_id)
         if ended:
-            record_end(cursor, as_uuid(correction_id), Actor.of_requester(by))
+            note_end(cursor, as_uuid(correction_id), Actor.of_requester(by))
     return get_operation(connection, settings, correction_id)
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.attempts import Attempts
-from assetclass_pipeline.engine.audit import record_end, refusals_recorded
+from assetclass_pipeline.engine.audit import refusals_recorded
 from assetclass_pipeline.engine.claiming import (
     Check,
     OperationRequest,
@@ -30,6 +30,7 @@ from assetclass_pipeline.engine.claiming import (
     fenced,
     holder_name,
 )
+from assetclass_pipeline.engine.ending import note_end
 from assetclass_pipeline.engine.gate import Gate, Stop
 from assetclass_pipeline.engine.journal import Journal
 from assetclass_pipeline.engine.operations import as_uuid
@@ -196,7 +197,7 @@ class Holder:
         if cursor.rowcount != 1:
             raise fenced(self.correction_id)
         if statement in _ENDING:
-            record_end(cursor, self.correction_id, self.actor)
+            note_end(cursor, self.correction_id, self.actor)
 
     def require_ours(self, cursor: Cursor[TupleRow]) -> None:
         """The fence of a transaction without a ledger row. Raises OperationFencedError."""
@@ -450,4 +451,4 @@ def _end_badly(
             },
         )
         if cursor.rowcount:
-            record_end(cursor, holder.correction_id, holder.actor)
+            note_end(cursor, holder.correction_id, holder.actor)

@@ -104,6 +104,7 @@ class Action(StrEnum):
     TUNE_OPERATION = "tune_operation"
     UPGRADE_SCHEMA = "upgrade_schema"
     DOWNGRADE_SCHEMA = "downgrade_schema"
+    CHANGE_THRESHOLDS = "change_thresholds"
 
 
 @dataclass(frozen=True)

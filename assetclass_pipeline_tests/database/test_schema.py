@@ -22,12 +22,16 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.settings import Settings
 
 SETTINGS = Settings()
-NEWEST = "0005"
+NEWEST = "0007"
 TABLES = {
     "alembic_version",
+    "alert",
+    "alert_event",
     "archive",
     "audit_log",
     "backup",
+    "maintenance_window",
+    "notification",
     "operation",
     "operation_attempt",
     "operation_batch",
@@ -38,9 +42,11 @@ TABLES = {
     "operation_heartbeat",
     "operation_quarantined_row",
     "operation_skipped_row",
+    "operation_total",
     "operation_undone",
     "operation_wait",
     "quality_measurement",
+    "watch_position",
 }
 
 
@@ -109,7 +115,9 @@ def add_operation(connection: psycopg.Connection[TupleRow], status: str) -> str:
 def test_status_of_an_empty_database(database_url: str) -> None:
     found = schema.status(database_url, SETTINGS)
     assert found == schema.SchemaStatus(
-        current=None, head=NEWEST, pending=("0001", "0002", "0003", "0004", NEWEST)
+        current=None,
+        head=NEWEST,
+        pending=("0001", "0002", "0003", "0004", "0005", "0006", NEWEST),
     )
     assert not found.at_head
 

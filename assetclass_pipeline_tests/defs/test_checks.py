@@ -1,12 +1,16 @@
 """Each asset check passes on good data and fails on bad data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import dagster as dg
 import pytest
+from pydantic import SecretStr
 
 from assetclass_pipeline.model.operation import Status
-from assetclass_pipeline_tests.defs.conftest import Pipeline, checks_of, range_tags
+from assetclass_pipeline.model.quality import Thresholds
+from assetclass_pipeline_tests.defs.conftest import Pipeline, checks_of, failure, range_tags
 from assetclass_pipeline_tests.market import Bar
 
 BACKUP, CORRECTED, QUALITY = "market_data_backup", "corrected_market_data", "quality_report"
@@ -133,3 +137,180 @@ def test_no_row_lost_or_invented(pipeline: Pipeline) -> None:
     damaged = pipeline.launch(job="__ASSET_JOB", checks=[key])
     evaluation = checks_of(damaged)[(CORRECTED, key.name)]
     assert (evaluation.passed, evaluation.severity) == (False, ERROR)
+
+
+LEVELS = Thresholds(completeness_warn=99, orphaned_warn=1, quality_score_error=80)
+
+
+def with_settings(pipeline: Pipeline, **update: Any) -> Pipeline:
+    return replace(pipeline, settings=pipeline.settings.model_copy(update=update))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "severity"),
+    [
+        ("completeness_at_least_95", bars(1000, 8, "NONE", None), WARN),
+        ("completeness_at_least_95", bars(1000, 30, "NONE", None), ERROR),
+        ("orphaned_below_5", bars(1000, 8, "NONE", "STOCK"), WARN),
+        ("orphaned_below_5", bars(1000, 30, "NONE", "STOCK"), ERROR),
+        ("quality_score_at_least_90", bars(1000, 60, "AAPL", "BOND"), WARN),
+        ("quality_score_at_least_90", bars(1000, 120, "AAPL", "BOND"), ERROR),
+    ],
+)
+def test_a_check_is_as_severe_as_the_worst_level_that_is_violated(
+    pipeline: Pipeline, name: str, damage: Sequence[Bar], severity: dg.AssetCheckSeverity
+) -> None:
+    pipeline = with_settings(pipeline, thresholds=LEVELS)
+    assert outcome(pipeline, QUALITY, name)[0] is True
+    pipeline.market.add(damage)
+    assert outcome(pipeline, QUALITY, name) == (False, severity)
+
+
+def test_checks_of_the_integrity_report_never_do_more_than_warn(pipeline: Pipeline) -> None:
+    pipeline = with_settings(pipeline, thresholds=LEVELS)
+    pipeline.market.add(bars(1000, 30, "NONE", "STOCK"))
+    assert outcome(pipeline, "integrity_report", "orphaned_below_5") == (False, WARN)
+
+
+def metadata_of(pipeline: Pipeline, name: str) -> dict[str, Any]:
+    result = pipeline.launch(job="data_quality_job")
+    return dict(checks_of(result)[(QUALITY, name)].metadata)
+
+
+def rows(value: dg.TableMetadataValue) -> list[dict[str, Any]]:
+    return [dict(record.data) for record in value.records]
+
+
+def test_a_failed_check_explains_itself(pipeline: Pipeline) -> None:
+    pipeline.market.add(bars(1000, 40, "NONE", "STOCK"))
+    name = "orphaned_below_5"
+    found = metadata_of(pipeline, name)
+    said = ("value", "limit", "level_violated", "damaged_rows", "rows_over_the_limit")
+    # Of 440 rows 21 are fewer than 5 %.
+    assert [found[key].value for key in said] == [9.09, 5, "error", 40, 19]
+    assert rows(found["worst_symbols"]) == [{"symbol": "NONE", "damaged": 40, "records": 40}]
+    assert rows(found["worst_months"]) == [{"month": "2023-03-01", "damaged": 40, "records": 440}]
+    assert "Add the worst symbols to symbols" in found["what_to_do"].value
+    assert isinstance(found["runbook"], dg.PathMetadataValue)
+    assert found["runbook"].value == "docs/runbooks/high-orphaned-records.md"
+    alerts = pipeline.settings.alerts.model_copy(
+        update={"runbooks_url": "https://runbooks.example/etl/"}
+    )
+    linked = metadata_of(with_settings(pipeline, alerts=alerts), name)["runbook"]
+    assert isinstance(linked, dg.UrlMetadataValue)
+    assert linked.value == "https://runbooks.example/etl/high-orphaned-records.md"
+    assert set(metadata_of(pipeline, "quality_score_at_least_90")) == {"value", "limit"}
+
+
+def test_a_lost_score_states_its_numbers(pipeline: Pipeline) -> None:
+    name = "quality_did_not_degrade"
+    assert outcome(pipeline, QUALITY, name) == (True, WARN)
+    pipeline.market.add(bars(1000, 100, "AAPL", "BOND"))
+    found = metadata_of(pipeline, name)
+    said = ("points_lost", "limit", "quality_score", "quality_score_before", "rows", "rows_before")
+    assert [found[key].value for key in said] == [20, 1, 80, 100, 500, 400]
+    assert found["runbook"].value == "docs/runbooks/data-quality-degraded.md"
+
+
+QUALITY_CHECKS = {
+    "completeness_at_least_95",
+    "integrity_at_least_90",
+    "orphaned_below_5",
+    "quality_score_at_least_90",
+    "correctable_at_most_10_percent",
+    "quality_did_not_degrade",
+}
+
+
+def not_computed(result: dg.JobExecutionResult) -> dict[str, set[str]]:
+    """Checks by asset that say so; each is an error with the reason and the next step."""
+    found: dict[str, set[str]] = {}
+    for (asset, name), evaluation in checks_of(result).items():
+        if not (evaluation.description or "").startswith("could not be computed: "):
+            continue
+        assert (evaluation.passed, evaluation.severity) == (False, ERROR)
+        assert evaluation.metadata["runbook"].value == "docs/runbooks/asset-check-failed.md"
+        assert str(evaluation.metadata["reason"].value) in (evaluation.description or "")
+        found.setdefault(asset, set()).add(name)
+    return found
+
+
+@pytest.fixture
+def symbols_vanish(pipeline: Pipeline) -> Iterator[Pipeline]:
+    """The reference table is renamed as soon as somebody measures the quality: in mid-run."""
+    market = pipeline.market
+    market.execute(
+        "CREATE OR REPLACE FUNCTION vanish() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF current_setting('application_name') = 'assetclass: quality_report'"
+        " THEN ALTER TABLE IF EXISTS public.symbols RENAME TO symbols_gone; END IF; END $$"
+    )
+    market.execute("CREATE EVENT TRIGGER vanish ON login EXECUTE FUNCTION vanish()")
+    yield pipeline
+    symbols_are_back(pipeline)
+
+
+def symbols_are_back(pipeline: Pipeline) -> None:
+    pipeline.market.execute("DROP EVENT TRIGGER IF EXISTS vanish")
+    pipeline.market.execute("ALTER TABLE IF EXISTS symbols_gone RENAME TO symbols")
+
+
+@pytest.mark.parametrize(
+    "tags", [{}, range_tags("2023-03-01", "2023-04-01")], ids=["all rows", "a range"]
+)
+def test_a_check_that_cannot_be_computed_fails_as_an_error(
+    symbols_vanish: Pipeline, tags: dict[str, str]
+) -> None:
+    pipeline = symbols_vanish
+    pipeline.market.add(bars(1000, 5, "AAPL", None))
+    result = pipeline.launch(tags=tags)
+    assert not result.success
+    assert not_computed(result) == {QUALITY: QUALITY_CHECKS}
+    assert checks_of(result)[(CORRECTED, "no_row_lost_or_invented")].passed
+    assert "symbols" in failure(result)
+    # The UI shows the newest evaluation, not one that passed before.
+    key = dg.AssetCheckKey(dg.AssetKey(QUALITY), "integrity_at_least_90")
+    storage = pipeline.instance.event_log_storage
+    newest = storage.get_latest_asset_check_execution_by_key([key])[key]
+    assert (newest.run_id, newest.status.value) == (result.run_id, "FAILED")
+    symbols_are_back(pipeline)
+    again = pipeline.launch(parent=pipeline.run(result))
+    assert checks_of(again)[(QUALITY, key.name)].passed
+
+
+def test_nor_is_it_a_pass_after_a_rollback(pipeline: Pipeline, request: Any) -> None:
+    pipeline.market.add(bars(1000, 5, "AAPL", None))
+    correction = pipeline.launch()
+    assert correction.success
+    request.getfixturevalue("symbols_vanish")
+    config = {"correction_id": correction.run_id, "reason": "a test"}
+    result = pipeline.launch(job="rollback_job", ops={"rollback": {"config": config}})
+    assert not result.success
+    assert not_computed(result) == {QUALITY: QUALITY_CHECKS}
+    assert pipeline.operation(result.run_id).status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("reason", ["time", "away"])
+def test_a_scan_that_takes_too_long_or_a_server_that_is_away_fails_every_check(
+    pipeline: Pipeline, reason: str
+) -> None:
+    if reason == "away":
+        nowhere = SecretStr("postgresql://nobody:nothing@127.0.0.1:1/nowhere")
+        pipeline = with_settings(pipeline, database_url=nowhere)
+    else:
+        pipeline.market.execute(
+            "INSERT INTO market_data (id, symbol) SELECT n, 'S' || n"
+            " FROM generate_series(10000, 40000) n"
+        )
+        session = pipeline.settings.session.model_copy(update={"scan_timeout": 0.001})
+        pipeline = with_settings(pipeline, session=session)
+    result = pipeline.launch(job="data_quality_job")
+    assert not result.success
+    found = not_computed(result)
+    assert found[QUALITY] == QUALITY_CHECKS
+    if reason == "away":
+        assert found["symbols"] == {"reference_is_sound"}
+    says = {"time": "statement timeout", "away": "cannot be reached"}
+    assert says[reason] in failure(result)
+    report = pipeline.launch(job="__ASSET_JOB", assets=["integrity_report"])
+    names = {"completeness_at_least_95", "integrity_at_least_90", "orphaned_below_5"}
+    assert not_computed(report) == {"integrity_report": names}

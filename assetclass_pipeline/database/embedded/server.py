@@ -141,10 +141,23 @@ class EmbeddedServer:
         """
         if self._port is None:
             raise EmbeddedServerError("The embedded PostgreSQL is not started: call start() first.")
+        return self._url(self._port, database)
+
+    def _url(self, port: int, database: str) -> str:
         password = quote(self._files.password(), safe="")
-        return (
-            f"postgresql://{SUPERUSER}:{password}@{_HOST}:{self._port}/{quote(database, safe='')}"
-        )
+        return f"postgresql://{SUPERUSER}:{password}@{_HOST}:{port}/{quote(database, safe='')}"
+
+    def running_url(self) -> str | None:
+        """The DSN of `assetclass` where the server runs already, started by whomever; else None.
+
+        Nothing is started, joined or written: the server may stop at any moment. Raises
+        EmbeddedServerError when its files cannot be read.
+        """
+        with self._system_errors_explained():
+            postmaster = find_postmaster(self._files.data)
+        if postmaster is None or not postmaster.ready or postmaster.port is None:
+            return None
+        return self._url(postmaster.port, DATABASE)
 
     def __enter__(self) -> Self:
         self.start()

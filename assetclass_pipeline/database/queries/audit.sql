@@ -61,3 +61,11 @@ WHERE o.correction_id = %(correction_id)s
   AND NOT EXISTS (SELECT FROM assetclass.audit_log a
                   WHERE a.correction_id = o.correction_id AND a.action = 'end_operation'
                     AND a.outcome = o.status AND a.parameters -> 'epoch' = to_jsonb(o.epoch))
+
+-- name: last_limits
+-- The thresholds that were in effect when somebody measured last.
+SELECT parameters -> 'after' FROM assetclass.audit_log
+WHERE action = 'change_thresholds' ORDER BY number DESC LIMIT 1
+
+-- name: lock_limits
+SELECT pg_advisory_xact_lock(hashtextextended('assetclass thresholds', 0))

@@ -15,12 +15,16 @@ from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.defs.assets.sources import GROUP, OWNERS, TAGS
 from assetclass_pipeline.defs.checks import (
+    BACKUP_IS_COMPLETE,
+    NO_ROW_LOST_OR_INVENTED,
     backup_check_spec,
     backup_result,
+    not_computed,
+    or_not_computed,
     proof_check_spec,
     proof_result,
 )
-from assetclass_pipeline.defs.failures import readable_failures
+from assetclass_pipeline.defs.failures import readable_failures, reason_of
 from assetclass_pipeline.defs.instance import POOL, keep_connections
 from assetclass_pipeline.defs.presentation import (
     changes_table,
@@ -145,7 +149,13 @@ class _Step:
             return
         if MARKET_DATA_BACKUP in selected:
             operation = self._plan(request, park=CORRECTED_MARKET_DATA not in selected)
-            backed_up = self._backup_result(operation)
+            try:
+                with readable_failures():
+                    backed_up = self._backup_result(operation)
+            except dg.Failure as failure:
+                names, reason = [BACKUP_IS_COMPLETE], reason_of(failure)
+                yield from not_computed(MARKET_DATA_BACKUP, names, reason, self.settings)
+                raise
             yield self._materialized_backup(operation)
             yield backed_up
             if not backed_up.passed:
@@ -155,7 +165,7 @@ class _Step:
         if CORRECTED_MARKET_DATA in selected:
             operation = self._correct(request)
             yield self._materialized_correction(operation)
-            yield self._proof_result(operation)
+            yield from self._proved(operation.correction_id)
 
     def _plan(self, request: CorrectionRequest, *, park: bool) -> Operation:
         return plan(
@@ -213,11 +223,19 @@ class _Step:
 
     def _backup_result(self, operation: Operation) -> dg.AssetCheckResult:
         found = sum(month.planned for month in self._planned_months(operation).values())
-        return backup_result(MARKET_DATA_BACKUP, operation, found)
+        return backup_result(MARKET_DATA_BACKUP, operation, found, self.settings)
 
-    def _proof_result(self, operation: Operation) -> dg.AssetCheckResult:
-        proved = proof(self.connection, self.settings, operation.correction_id)
-        return proof_result(CORRECTED_MARKET_DATA, proved)
+    def _proved(self, correction_id: str) -> Iterator[dg.AssetCheckResult]:
+        names = [NO_ROW_LOST_OR_INVENTED]
+        yield from or_not_computed(
+            self._proof_results(correction_id),
+            lambda reason: not_computed(CORRECTED_MARKET_DATA, names, reason, self.settings),
+        )
+
+    def _proof_results(self, correction_id: str) -> Iterator[dg.AssetCheckResult]:
+        with readable_failures():
+            proved = proof(self.connection, self.settings, correction_id)
+        yield proof_result(CORRECTED_MARKET_DATA, proved, self.settings)
 
     def _planned_months(self, operation: Operation) -> Mapping[str, PlannedMonth]:
         tables = inspect_market_tables(self.connection, self.settings, for_writing=False)
@@ -256,4 +274,4 @@ class _Step:
             )
         if ended[0].backup_table:
             yield self._backup_result(ended[0])
-        yield self._proof_result(ended[0])
+        yield from self._proved(ended[0].correction_id)

@@ -1,0 +1,320 @@
+"""The rules of watching: from facts to findings, without looking anything up.
+
+Belongs here: when a condition holds and when it ends, with the numbers that say so. Does not: where
+facts come from (monitoring/watching.py, defs/sensors), what a finding does to an alert
+(alert_life.py). Operations are judged in operation_rules.py, measurements in quality_rules.py.
+
+Causes, when each opens, and when it ends:
+
+- `operation_failed:KIND`: a real operation ended failed or interrupted, or its process is gone.
+  Until one of the kind succeeds (the same one resumed, or a later one), or the failed correction is
+  rolled back.
+- `sla:KIND`: one runs longer than the limit, found while it runs; or it used up its own timeout.
+  Until a real one of the kind succeeds within the limit.
+- `sla:pickup`: a request waits longer than it may. Until none does.
+- `error_rate:KIND`: too many attempted rows were refused. Until one of the kind
+  succeeds with fewer.
+- `performance:KIND`: a row took longer than usual for kind and size. Until the next one of the kind
+  that can be judged did not.
+- `low_data_quality`, `data_quality_degraded`, `high_orphaned_records`: the newest quality report
+  says so. Until a newer one does not.
+- `check:ASSET:CHECK`: the newest evaluation failed. Until a newer one passes.
+- `run_failed:JOB`: a run failed that nothing else explains. Until a later run of the job succeeds.
+- `tick:NAME`: the newest tick of a sensor or schedule failed. Until a newer one did not.
+- `component:NAME`: exactly one component is unhealthy in two looks in a row. Until it is well.
+- `service`: two or more are. Until fewer than two are unhealthy.
+
+One trouble is one alert. Three checks of `quality_report` are conditions of the guide's: with each
+measurement comes an evaluation of `quality_score_at_least_90` and `quality_did_not_degrade`, and
+the measurement is judged for them, because it also knows the baseline; so is `orphaned_below_5`
+once HIGH_ORPHANED_RECORDS is reached. An evaluation that was reported without a run has no
+measurement and is judged itself, into the same cause. A cancelled operation is no failure, an
+operation whose window closed is no violation, and a dry run proves nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Final
+
+from assetclass_pipeline.model.alert import AlertType, Finding, Severity
+
+INCIDENT: Final = "incident"
+"""Key of a finding's details: one incident is one occurrence, however often it is looked at."""
+
+QUALITY_REPORT: Final = "quality_report"
+INTEGRITY_REPORT: Final = "integrity_report"
+QUALITY_SCORE_CHECK: Final = "quality_score_at_least_90"
+DEGRADATION_CHECK: Final = "quality_did_not_degrade"
+ORPHANED_CHECK: Final = "orphaned_below_5"
+_GRAVE_CHECKS: Final = frozenset({"no_row_lost_or_invented", "backup_is_complete"})
+
+LOW_DATA_QUALITY: Final = "low_data_quality"
+DATA_QUALITY_DEGRADED: Final = "data_quality_degraded"
+HIGH_ORPHANED_RECORDS: Final = "high_orphaned_records"
+SERVICE: Final = "service"
+# So many unhealthy components are one SERVICE_DEGRADED instead of an alert each.
+_DEGRADED: Final = 2
+
+_GUIDES_CHECKS: Final = {
+    QUALITY_SCORE_CHECK: (LOW_DATA_QUALITY, AlertType.LOW_DATA_QUALITY),
+    DEGRADATION_CHECK: (DATA_QUALITY_DEGRADED, AlertType.DATA_QUALITY_DEGRADED),
+}
+_TYPES_OF_JOBS: Final = {
+    "backup_cleanup_job": AlertType.BACKUP_CLEANUP_FAILED,
+    "recovery_drill_job": AlertType.RECOVERY_DRILL_FAILED,
+}
+
+
+@dataclass(frozen=True)
+class AlertLimits:
+    """Limits of the rules: percents 0..100, durations in seconds, from the settings."""
+
+    duration: float
+    pickup: float
+    error_rate: float
+    quality_score: float
+    degradation: float
+    orphaned: float
+    baseline_least: int
+    baseline_deviations: float
+    slower_by_at_least: float
+
+
+@dataclass(frozen=True)
+class CheckFacts:
+    """One evaluation of an asset check; `value` is what it measured, where that is one number."""
+
+    asset: str
+    check: str
+    passed: bool
+    is_error: bool
+    description: str | None = None
+    run_id: str | None = None
+    partition: str | None = None
+    value: float | None = None
+    numbers: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run that ended; `explained_by` names what its failure is told of already."""
+
+    run_id: str
+    job: str
+    succeeded: bool
+    message: str = ""
+    explained_by: str | None = None
+
+
+@dataclass(frozen=True)
+class TickFacts:
+    """The newest ended tick of a sensor or schedule."""
+
+    name: str
+    tick_id: int
+    failed: bool
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ComponentFacts:
+    """How one part of the service is."""
+
+    is_healthy: bool
+    message: str = ""
+
+
+def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
+    """What one evaluation of an asset check means; the order of evaluations is the caller's."""
+    on_quality = facts.asset == QUALITY_REPORT
+    if on_quality and facts.check in _GUIDES_CHECKS:
+        cause, alert_type = _GUIDES_CHECKS[facts.check]
+        return [] if facts.run_id else [_of_check(facts, cause, alert_type, holds=not facts.passed)]
+    findings = []
+    if on_quality and facts.check == ORPHANED_CHECK:
+        many = facts.value is not None and facts.value > limits.orphaned
+        if not facts.run_id and (many or facts.passed):
+            findings.append(
+                _of_check(facts, HIGH_ORPHANED_RECORDS, AlertType.HIGH_ORPHANED_RECORDS, holds=many)
+            )
+        if many:
+            return findings
+    findings.append(
+        _of_check(
+            facts,
+            f"check:{facts.asset}:{facts.check}",
+            AlertType.ASSET_CHECK_FAILED,
+            holds=not facts.passed,
+            severity=_severity(facts),
+        )
+    )
+    if on_quality and facts.passed:
+        # The damage before a correction is over when the report after it passes the same check.
+        before = f"check:{INTEGRITY_REPORT}:{facts.check}"
+        findings.append(_of_check(facts, before, AlertType.ASSET_CHECK_FAILED, holds=False))
+    return findings
+
+
+def _severity(facts: CheckFacts) -> Severity:
+    if facts.check in _GRAVE_CHECKS:
+        return Severity.HIGH
+    return Severity.MEDIUM if facts.is_error else Severity.LOW
+
+
+def _of_check(
+    facts: CheckFacts,
+    cause: str,
+    alert_type: AlertType,
+    *,
+    holds: bool,
+    severity: Severity | None = None,
+) -> Finding:
+    verb = "passed" if facts.passed else "failed"
+    said = f": {facts.description}" if facts.description else ""
+    known = {"asset": facts.asset, "check": facts.check, "partition": facts.partition}
+    return Finding(
+        cause,
+        alert_type,
+        holds=holds,
+        summary=f"Check {facts.check} of {facts.asset} {verb}{said}.",
+        details={name: one for name, one in known.items() if one is not None} | dict(facts.numbers),
+        severity=severity,
+        run_id=facts.run_id,
+    )
+
+
+def judge_run(facts: RunFacts) -> Finding | None:
+    """What the end of a run means; None where its failure is told of by another alert."""
+    if not facts.succeeded and facts.explained_by is not None:
+        return None
+    verb = "succeeded" if facts.succeeded else "failed"
+    said = f": {facts.message}" if facts.message else "."
+    return Finding(
+        f"run_failed:{facts.job}",
+        _TYPES_OF_JOBS.get(facts.job, AlertType.RUN_FAILED),
+        holds=not facts.succeeded,
+        summary=f"Run {facts.run_id} of {facts.job} {verb}{said}",
+        details={"job": facts.job},
+        run_id=facts.run_id,
+    )
+
+
+def judge_tick(facts: TickFacts) -> Finding:
+    """What the newest tick of a sensor or schedule means."""
+    said = f": {facts.error}" if facts.error else "."
+    return Finding(
+        f"tick:{facts.name}",
+        AlertType.TICK_FAILED,
+        holds=facts.failed,
+        summary=f"The last tick of {facts.name} {'failed' if facts.failed else 'was fine'}{said}",
+        details={"name": facts.name, INCIDENT: f"tick {facts.tick_id}"},
+    )
+
+
+def judge_components(
+    components: Mapping[str, ComponentFacts],
+    failed_before: AbstractSet[str],
+    unresolved: AbstractSet[str],
+) -> list[Finding]:
+    """What a look at all components means.
+
+    `failed_before` are those that the look before this one found unhealthy: once is a flicker.
+    `unresolved` are the causes of alerts that are open; a component's stays until it is well,
+    whatever the others do.
+    """
+    failing = {name: one for name, one in components.items() if not one.is_healthy}
+    steady = {name: one for name, one in failing.items() if name in failed_before}
+    findings = [
+        _component(name, ComponentFacts(is_healthy=True))
+        for name in components
+        if name not in failing
+    ]
+    if len(failing) < _DEGRADED:
+        findings.append(
+            Finding(SERVICE, AlertType.SERVICE_DEGRADED, holds=False, summary=_well(failing))
+        )
+    if len(steady) >= _DEGRADED:
+        findings.append(_degraded_service(steady))
+    elif len(failing) == 1 and steady:
+        [(name, one)] = steady.items()
+        findings.append(_component(name, one))
+    # What is no component any more can never get well.
+    gone = {
+        cause
+        for cause in unresolved
+        if cause.startswith("component:") and cause.removeprefix("component:") not in components
+    }
+    findings += [
+        _component(cause.removeprefix("component:"), ComponentFacts(is_healthy=True))
+        for cause in sorted(gone)
+    ]
+    return findings
+
+
+def _well(failing: Mapping[str, ComponentFacts]) -> str:
+    names = ", ".join(sorted(failing))
+    return f"Only {names} is unhealthy." if names else "All components are well."
+
+
+def _component(name: str, facts: ComponentFacts) -> Finding:
+    said = facts.message or "no reason given"
+    return Finding(
+        f"component:{name}",
+        AlertType.COMPONENT_UNHEALTHY,
+        holds=not facts.is_healthy,
+        summary=f"{name} is well." if facts.is_healthy else f"{name} is unhealthy: {said}",
+        details={"component": name, INCIDENT: f"component {name}"},
+    )
+
+
+def _degraded_service(failing: Mapping[str, ComponentFacts]) -> Finding:
+    names = sorted(failing)
+    return Finding(
+        SERVICE,
+        AlertType.SERVICE_DEGRADED,
+        holds=True,
+        summary=f"{len(names)} components are unhealthy: {', '.join(names)}.",
+        details={
+            "value": len(names),
+            "limit": 1,
+            "components": {name: failing[name].message for name in names},
+            INCIDENT: f"components {' '.join(names)}",
+        },
+    )
+
+
+def newest_of_each(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings of events in their order, without what later ones overtook.
+
+    The newest of a cause decides; of one that still holds, those right before it that hold too
+    are its repeats.
+    """
+    standing: dict[str, list[Finding]] = {}
+    for finding in findings:
+        before = standing.pop(finding.cause, [])
+        repeats = finding.holds and bool(before) and before[-1].holds
+        standing[finding.cause] = [*before, finding] if repeats else [finding]
+    return [finding for run in standing.values() for finding in run]
+
+
+def only_news(findings: Iterable[Finding], unresolved: Mapping[str, str | None]) -> list[Finding]:
+    """Findings without those that change nothing.
+
+    `unresolved` maps causes of open alerts to the incident that they tell of. Left out is the end
+    of what is not open, and an incident that its alert tells of already.
+    """
+    news = []
+    known = dict(unresolved)
+    for finding in findings:
+        incident = finding.details.get(INCIDENT)
+        if not finding.holds:
+            if known.pop(finding.cause, _NOTHING) is not _NOTHING:
+                news.append(finding)
+        elif incident is None or known.get(finding.cause) != incident:
+            known[finding.cause] = str(incident) if incident is not None else None
+            news.append(finding)
+    return news
+
+
+_NOTHING: Final = object()
