@@ -267,6 +267,13 @@ class UnsupportedMediaTypeError(AssetClassError):
     http_status = 415
 
 
+class HeadTooLargeError(AssetClassError):
+    """The request's address and headers are larger than the API reads."""
+
+    code = "HEAD_TOO_LARGE"
+    http_status = 431
+
+
 class TooManyRequestsError(AssetClassError):
     """The caller has used up its requests; `retry_after` says when there are some again."""
 

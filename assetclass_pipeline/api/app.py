@@ -88,7 +88,12 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", CORRELATION_HEADER],
             expose_headers=["ETag", "Location", "Retry-After", CORRELATION_HEADER],
         )
-    app.add_middleware(Framing, limits=limits, most=settings.api.most_requests)
+    app.add_middleware(
+        Framing,
+        limits=limits,
+        most=settings.api.most_requests,
+        header_limit=settings.api.header_limit,
+    )
     return app
 
 

@@ -83,6 +83,7 @@ COMMANDS = {
         "app",
         "Who did what, whether the log is whole, and how a row came by its value.",
     ),
+    "tokens": _Place(f"{_ROOM}.tokens", "app", "Who may call the REST API, and with which role."),
 }
 """Every command, in the order of the help page."""
 
