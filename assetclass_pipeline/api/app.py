@@ -26,7 +26,7 @@ from assetclass_pipeline.api.framing import CORRELATION_HEADER, Framing
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.api.oidc import Oidc
 from assetclass_pipeline.api.refusals import Refusals
-from assetclass_pipeline.api.routes import analysis, health, operations, status
+from assetclass_pipeline.api.routes import analysis, audit, health, operations, status
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import Settings
 
@@ -36,6 +36,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     analysis.router,
     operations.router,
     status.router,
+    audit.router,
     health.router,
 )
 """Calls below the base path."""
@@ -73,6 +74,7 @@ def create_app(
     app.state.connections = connections
     app.state.authenticator = Authenticator(connections, limits, refusals, provider)
     app.state.refusals = refusals
+    app.state.dsn = dsn
     for router in routers:
         app.include_router(router, prefix=BASE_PATH, responses=openapi.REFUSALS)
     for page in pages:
@@ -104,15 +106,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     connections: Connections = app.state.connections
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api.threads
     writing = asyncio.create_task(refusals.keep_writing())
-    try:
-        yield
-    finally:
-        writing.cancel()
-        with suppress(asyncio.CancelledError):
-            await writing
-        with suppress(AssetClassError, psycopg.Error):
-            await asyncio.to_thread(refusals.write, everything=True)
-        await asyncio.to_thread(connections.close)
+    with health.health_of(settings, app.state.dsn) as app.state.health:
+        try:
+            yield
+        finally:
+            writing.cancel()
+            with suppress(asyncio.CancelledError):
+                await writing
+            with suppress(AssetClassError, psycopg.Error):
+                await asyncio.to_thread(refusals.write, everything=True)
+            await asyncio.to_thread(connections.close)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

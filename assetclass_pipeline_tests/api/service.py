@@ -60,7 +60,7 @@ class Service:
         path: str,
         token: str | None = None,
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | list[tuple[bytes, bytes]] | None = None,
         content: bytes | str | None = None,
         **options: Any,
     ) -> httpx.Response:
@@ -167,7 +167,12 @@ def make_token(dsn: str, role: Role = Role.VIEWER, *, name: str | None = None) -
     settings = load_settings()
     with connect(dsn, settings, purpose="test") as connection:
         secret, _ = create_token(
-            connection, settings, name=name or role.value, role=role, lifetime=None, by="test"
+            connection,
+            settings,
+            name=role.value if name is None else name,
+            role=role,
+            lifetime=None,
+            by="test",
         )
     return secret
 
