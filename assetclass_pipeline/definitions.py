@@ -33,6 +33,7 @@ from assetclass_pipeline.defs.schedules import (
 from assetclass_pipeline.defs.sensors.alert_notifications import alert_notifications
 from assetclass_pipeline.defs.sensors.asset_check_alerts import asset_check_alerts
 from assetclass_pipeline.defs.sensors.operation_alerts import operation_alerts
+from assetclass_pipeline.defs.sensors.operation_requests import operation_requests_sensor
 from assetclass_pipeline.defs.sensors.run_failure_alerts import run_failure_alerts
 from assetclass_pipeline.defs.sensors.self_healing_correction import self_healing_correction
 from assetclass_pipeline.defs.sensors.service_health_alerts import service_health_alerts_sensor
@@ -56,7 +57,7 @@ def build_defs(
         # Beta in the Dagster that the lock file pins; a test launches a range as the UI does.
         warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
         correction = correction_assets(monthly_partitions(settings))
-    return dg.Definitions(
+    built = dg.Definitions(
         assets=[
             *source_specs(settings),
             integrity_report_asset(settings),
@@ -80,6 +81,7 @@ def build_defs(
             health_check_schedule(settings),
         ],
         sensors=[
+            operation_requests_sensor(settings),
             alert_notifications,
             asset_check_alerts,
             run_failure_alerts,
@@ -95,6 +97,11 @@ def build_defs(
         },
         executor=executor,
     )
+    with warnings.catch_warnings():
+        # Dagster itself passes it on when it binds resources to the jobs of a sensor.
+        warnings.filterwarnings("ignore", "Parameter `owners`", dg.BetaWarning)
+        built.get_repository_def()
+    return built
 
 
 defs = build_defs()
