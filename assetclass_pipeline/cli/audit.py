@@ -8,7 +8,6 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -17,6 +16,7 @@ import typer
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import audit_presentation
+from assetclass_pipeline.cli.moments import moment
 from assetclass_pipeline.cli.presentation import (
     aside,
     document,
@@ -203,20 +203,12 @@ def _filter(
     operation: str | None,
 ) -> audit.AuditFilter:
     return audit.AuditFilter(
-        _moment("--since", since), _moment("--until", until), actor, action, operation
+        since=None if since is None else moment("--since", since),
+        until=None if until is None else moment("--until", until),
+        actor=actor,
+        action=action,
+        operation=operation,
     )
-
-
-def _moment(flag: str, said: str | None) -> datetime | None:
-    if said is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(said)
-    except ValueError:
-        raise InvalidOptionsError(
-            f"{flag} {said[:60]}: write a time like 2026-11-25 or 2026-11-25T02:00:00Z."
-        ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 @app.command()

@@ -93,6 +93,11 @@ COMMANDS = {
     "backups": _Place(
         f"{_ROOM}.backups", "app", "List, prove, hold and clean up what can undo a correction."
     ),
+    "alerts": _Place(
+        f"{_ROOM}.alerts",
+        "app",
+        "What is wrong now, who was told of it, and who has taken it on.",
+    ),
     "audit": _Place(
         f"{_ROOM}.audit",
         "app",
