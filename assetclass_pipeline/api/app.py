@@ -26,13 +26,19 @@ from assetclass_pipeline.api.framing import CORRELATION_HEADER, Framing
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.api.oidc import Oidc
 from assetclass_pipeline.api.refusals import Refusals
-from assetclass_pipeline.api.routes import health
+from assetclass_pipeline.api.routes import analysis, audit, health, operations, status
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import Settings
 
 BASE_PATH = "/api/etl/asset-class-correction"
 
-ROUTERS: tuple[APIRouter, ...] = (health.router,)
+ROUTERS: tuple[APIRouter, ...] = (
+    analysis.router,
+    operations.router,
+    status.router,
+    audit.router,
+    health.router,
+)
 """Calls below the base path."""
 PAGES: tuple[APIRouter, ...] = (openapi.router,)
 """Whatever stands elsewhere."""
@@ -68,6 +74,7 @@ def create_app(
     app.state.connections = connections
     app.state.authenticator = Authenticator(connections, limits, refusals, provider)
     app.state.refusals = refusals
+    app.state.dsn = dsn
     for router in routers:
         app.include_router(router, prefix=BASE_PATH, responses=openapi.REFUSALS)
     for page in pages:
@@ -83,7 +90,12 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", CORRELATION_HEADER],
             expose_headers=["ETag", "Location", "Retry-After", CORRELATION_HEADER],
         )
-    app.add_middleware(Framing, limits=limits, most=settings.api.most_requests)
+    app.add_middleware(
+        Framing,
+        limits=limits,
+        most=settings.api.most_requests,
+        header_limit=settings.api.header_limit,
+    )
     return app
 
 
@@ -94,15 +106,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     connections: Connections = app.state.connections
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api.threads
     writing = asyncio.create_task(refusals.keep_writing())
-    try:
-        yield
-    finally:
-        writing.cancel()
-        with suppress(asyncio.CancelledError):
-            await writing
-        with suppress(AssetClassError, psycopg.Error):
-            await asyncio.to_thread(refusals.write, everything=True)
-        await asyncio.to_thread(connections.close)
+    with health.health_of(settings, app.state.dsn) as app.state.health:
+        try:
+            yield
+        finally:
+            writing.cancel()
+            with suppress(asyncio.CancelledError):
+                await writing
+            with suppress(AssetClassError, psycopg.Error):
+                await asyncio.to_thread(refusals.write, everything=True)
+            await asyncio.to_thread(connections.close)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -21,6 +21,7 @@ from assetclass_pipeline.api.envelope import Rendered, render
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.errors import (
     AssetClassError,
+    HeadTooLargeError,
     InvalidOptionsError,
     ServerBusyError,
 )
@@ -55,6 +56,7 @@ class Framing:
     app: ASGIApp
     limits: Limits
     most: int
+    header_limit: int
     _open: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,6 +95,10 @@ class Framing:
             raise InvalidOptionsError(
                 f"{CORRELATION_HEADER}: write up to 128 letters, digits, and . _ : / + = @ -"
             )
+        if _head_size(scope) > self.header_limit:
+            raise HeadTooLargeError(
+                f"Address and headers are larger than {self.header_limit:,} bytes."
+            )
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidOptionsError("A path and its query cannot hold the character NUL")
 
@@ -122,6 +128,12 @@ class _Answered:
             await rendered.response(Request(scope, receive))(scope, receive, self)
         else:
             self.outcome = "cut off"
+
+
+def _head_size(scope: Scope) -> int:
+    # The server counts only what arrives in several parts.
+    headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    return headers + len(scope["path"]) + len(scope["query_string"])
 
 
 def _log(scope: Scope, answered: _Answered) -> None:

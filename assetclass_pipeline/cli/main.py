@@ -80,6 +80,16 @@ COMMANDS = {
         "metrics",
         "Show how operations went, how good the data are, which limits are not met.",
     ),
+    "health": _Place(
+        f"{_ROOM}.health",
+        "health",
+        "Say whether all is well, within two seconds; exit status 1 when it is not.",
+    ),
+    "doctor": _Place(
+        f"{_ROOM}.health",
+        "doctor",
+        "Examine everything, and say how to mend what is wrong; exit status 1 when something is.",
+    ),
     "backups": _Place(
         f"{_ROOM}.backups", "app", "List, prove, hold and clean up what can undo a correction."
     ),
@@ -88,6 +98,7 @@ COMMANDS = {
         "app",
         "Who did what, whether the log is whole, and how a row came by its value.",
     ),
+    "tokens": _Place(f"{_ROOM}.tokens", "app", "Who may call the REST API, and with which role."),
 }
 """Every command, in the order of the help page."""
 
