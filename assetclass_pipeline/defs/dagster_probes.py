@@ -62,6 +62,7 @@ DAEMON: Final = "daemon"
 CODE_LOCATION: Final = "codeLocation"
 SENSORS: Final = "sensors"
 SCHEDULES: Final = "schedules"
+TICKS: Final = "ticks"
 
 _CONNECT_SECONDS = 2
 _RECYCLE_SECONDS = 600
@@ -138,12 +139,13 @@ class DagsterWatch:
             instance.dispose()
 
     def probes(self) -> list[Probe]:
-        """Daemon, code location, sensors and schedules, for `check_health`."""
+        """Daemon, code location, sensors, schedules and their ticks, for `check_health`."""
         questions: dict[str, Callable[[], Answer]] = {
             DAEMON: self._daemon,
             CODE_LOCATION: self._code_location,
             SENSORS: partial(self._ticking, "sensor", self._sensors),
             SCHEDULES: partial(self._ticking, "schedule", self._schedules),
+            TICKS: self._ticks,
         }
         return [
             Probe(name, question, timeout=self._settings.health.timeout)
@@ -220,6 +222,17 @@ class DagsterWatch:
         if problems:
             return Answer(False, " ".join(problems))
         return Answer(True, f"All {len(watched)} {kind}s are switched on and tick.")
+
+    def _ticks(self) -> Answer:
+        watched = (self._sensors | self._schedules) - self._settings.health.may_be_off
+        failures = [
+            f"The last tick of {one.name} failed: {one.failure}."
+            for name, one in sorted(self._instigators().items())
+            if name in watched and one.switched_on and one.failure is not None
+        ]
+        if failures:
+            return Answer(False, " ".join(failures))
+        return Answer(True, "The last tick of each was good.")
 
     def _instigators(self) -> dict[str, Instigator]:
         with self._reading:
@@ -364,8 +377,6 @@ def _tick_problem(name: str, kind: str, one: Instigator | None, settings: Settin
         return f"{name} was never seen by the daemon."
     if not one.switched_on:
         return f"{name} is switched off."
-    if one.failure is not None:
-        return f"The last tick of {name} failed: {one.failure}."
     late = _late_by(one, settings, time.time()) if kind == "schedule" else _silence(one)
     return None if late is None else f"{name} {late}."
 

@@ -28,8 +28,9 @@ from dagster_shared.error import SerializableErrorInfo
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.definitions import build_defs
 from assetclass_pipeline.defs.dagster_home import prepare_instance
-from assetclass_pipeline.defs.dagster_probes import DagsterWatch
+from assetclass_pipeline.defs.dagster_probes import RELIED_SCHEDULES, RELIED_SENSORS, DagsterWatch
 from assetclass_pipeline.defs.instance import open_instance
 from assetclass_pipeline.monitoring.health import Component, check_health
 from assetclass_pipeline.settings import HealthSettings, Settings, load_settings
@@ -144,7 +145,7 @@ def since_full_hour() -> float:
 def test_all_is_well(scene: Scene) -> None:
     components = scene.components()
     assert {name: part.message for name, part in components.items() if not part.is_healthy} == {}
-    assert [*components] == ["daemon", "codeLocation", "sensors", "schedules"]
+    assert [*components] == ["daemon", "codeLocation", "sensors", "schedules", "ticks"]
     assert components["sensors"].message == "All 2 sensors are switched on and tick."
     assert components["codeLocation"].message.startswith("It is loaded: ")
 
@@ -205,7 +206,10 @@ def test_a_sensor_that_ticks_no_more(scene: Scene) -> None:
 
 def test_a_sensor_whose_tick_failed(scene: Scene) -> None:
     scene.sensor("alerts", ago=0, failure="psycopg.OperationalError: gone\n  File ...")
-    message = scene.components()["sensors"].message
+    components = scene.components()
+    assert components["sensors"].is_healthy
+    assert not components["ticks"].is_healthy
+    message = components["ticks"].message
     assert message == "The last tick of alerts failed: psycopg.OperationalError: gone."
 
 
@@ -297,3 +301,13 @@ def test_a_storage_that_is_away_and_comes_back(scene: Scene) -> None:
     with DagsterWatch(scene.settings, away) as watch:
         component = check_health(watch.probes(), seconds=30).components["daemon"]
     assert component.message.startswith("Dagster's storage does not answer.")
+
+
+def test_what_is_relied_on_exists_and_runs_by_itself() -> None:
+    defs = build_defs(settings=load_settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
+    for name in RELIED_SENSORS:
+        status = defs.resolve_sensor_def(name).default_status
+        assert status is dg.DefaultSensorStatus.RUNNING, name
+    for name in RELIED_SCHEDULES:
+        schedule = defs.resolve_schedule_def(name)
+        assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING, name
