@@ -28,9 +28,8 @@ from dagster_shared.error import SerializableErrorInfo
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from assetclass_pipeline.database.embedded import EmbeddedServer
-from assetclass_pipeline.definitions import build_defs
 from assetclass_pipeline.defs.dagster_home import prepare_instance
-from assetclass_pipeline.defs.dagster_probes import RELIED_SCHEDULES, RELIED_SENSORS, DagsterWatch
+from assetclass_pipeline.defs.dagster_probes import DagsterWatch
 from assetclass_pipeline.defs.instance import open_instance
 from assetclass_pipeline.monitoring.health import Component, check_health
 from assetclass_pipeline.settings import HealthSettings, Settings, load_settings
@@ -301,13 +300,3 @@ def test_a_storage_that_is_away_and_comes_back(scene: Scene) -> None:
     with DagsterWatch(scene.settings, away) as watch:
         component = check_health(watch.probes(), seconds=30).components["daemon"]
     assert component.message.startswith("Dagster's storage does not answer.")
-
-
-def test_what_is_relied_on_exists_and_runs_by_itself() -> None:
-    defs = build_defs(settings=load_settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
-    for name in RELIED_SENSORS:
-        status = defs.resolve_sensor_def(name).default_status
-        assert status is dg.DefaultSensorStatus.RUNNING, name
-    for name in RELIED_SCHEDULES:
-        schedule = defs.resolve_schedule_def(name)
-        assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING, name
