@@ -14,6 +14,7 @@ from assetclass_pipeline.defs.assets.sources import source_specs
 from assetclass_pipeline.defs.checks import reference_is_sound
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
+from assetclass_pipeline.defs.reporting import REPORT_JOBS, report_schedules
 from assetclass_pipeline.defs.resources import (
     CALENDAR,
     CORRECTION_OPTIONS,
@@ -63,12 +64,14 @@ def build_defs(
             data_quality_job,
             backup_cleanup_job,
             recovery_drill_job,
+            *REPORT_JOBS,
         ],
         schedules=[
             nightly_correction_schedule(settings),
             daily_data_quality_schedule(settings),
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
+            *report_schedules(settings),
         ],
         resources={
             DATABASE: database_resource(settings),

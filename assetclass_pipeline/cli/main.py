@@ -83,6 +83,11 @@ COMMANDS = {
         "app",
         "Who did what, whether the log is whole, and how a row came by its value.",
     ),
+    "report": _Place(
+        f"{_ROOM}.report",
+        "app",
+        "Write a report as a page: performance, audit, capacity or quality.",
+    ),
 }
 """Every command, in the order of the help page."""
 
