@@ -19,6 +19,7 @@ from assetclass_pipeline.defs.health import (
 )
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
+from assetclass_pipeline.defs.reporting import REPORT_JOBS, report_schedules
 from assetclass_pipeline.defs.resources import (
     CALENDAR,
     CORRECTION_OPTIONS,
@@ -76,6 +77,7 @@ def build_defs(
             backup_cleanup_job,
             recovery_drill_job,
             health_check_job,
+            *REPORT_JOBS,
         ],
         schedules=[
             nightly_correction_schedule(settings),
@@ -83,6 +85,7 @@ def build_defs(
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
             health_check_schedule(settings),
+            *report_schedules(settings),
         ],
         sensors=[
             operation_requests_sensor(settings),
