@@ -131,6 +131,13 @@ class ErrorRateError(CorrectionFailedError):
     code = "ERROR_RATE_EXCEEDED"
 
 
+class IdempotencyKeyReusedError(AssetClassError):
+    """An `Idempotency-Key` came again with another request than the first time."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
+    http_status = 409
+
+
 class PreflightRefusedError(AssetClassError):
     """The market table is in a state in which correcting it would do harm."""
 
@@ -203,6 +210,14 @@ class AlertStateError(AssetClassError):
 
     code = "ALERT_STATE_CONFLICT"
     http_status = 409
+
+
+class MaintenanceWindowNotFoundError(AssetClassError):
+    """No maintenance window has this id."""
+
+    code = "MAINTENANCE_WINDOW_NOT_FOUND"
+    http_status = 404
+    exit_status = 4
 
 
 class NotificationError(AssetClassError):

@@ -26,13 +26,19 @@ from assetclass_pipeline.api.framing import CORRELATION_HEADER, Framing
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.api.oidc import Oidc
 from assetclass_pipeline.api.refusals import Refusals
-from assetclass_pipeline.api.routes import audit, health
+from assetclass_pipeline.api.routes import analysis, audit, health, operations, status
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import Settings
 
 BASE_PATH = "/api/etl/asset-class-correction"
 
-ROUTERS: tuple[APIRouter, ...] = (audit.router, health.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    analysis.router,
+    operations.router,
+    status.router,
+    audit.router,
+    health.router,
+)
 """Calls below the base path."""
 PAGES: tuple[APIRouter, ...] = (openapi.router,)
 """Whatever stands elsewhere."""

@@ -95,6 +95,7 @@ class Actor:
 class Action(StrEnum):
     """What is done to operations and to the schema; backups and their like have actions too."""
 
+    REQUEST_OPERATION = "request_operation"
     CLAIM_OPERATION = "claim_operation"
     END_OPERATION = "end_operation"
     PAUSE_OPERATION = "pause_operation"
