@@ -14,7 +14,7 @@ from assetclass_pipeline.engine.row_history import row_history
 from assetclass_pipeline.model.row_history import RowHistory
 from assetclass_pipeline.model.token import Role
 
-router = APIRouter()
+router = APIRouter(tags=["watch"])
 
 _LONGEST = 200
 
