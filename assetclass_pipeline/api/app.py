@@ -26,7 +26,7 @@ from assetclass_pipeline.api.framing import CORRELATION_HEADER, Framing
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.api.oidc import Oidc
 from assetclass_pipeline.api.refusals import Refusals
-from assetclass_pipeline.api.routes import analysis, audit, health, operations, status
+from assetclass_pipeline.api.routes import analysis, audit, front_page, health, operations, status
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import Settings
 
@@ -40,7 +40,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.router,
 )
 """Calls below the base path."""
-PAGES: tuple[APIRouter, ...] = (openapi.router,)
+PAGES: tuple[APIRouter, ...] = (front_page.router, openapi.router)
 """Whatever stands elsewhere."""
 
 
