@@ -12,6 +12,7 @@ from assetclass_pipeline.defs.assets.correction import correction_assets
 from assetclass_pipeline.defs.assets.quality import integrity_report_asset, quality_report_asset
 from assetclass_pipeline.defs.assets.sources import source_specs
 from assetclass_pipeline.defs.checks import reference_is_sound
+from assetclass_pipeline.defs.health import health_check_job, health_check_schedule
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
 from assetclass_pipeline.defs.resources import (
@@ -29,7 +30,13 @@ from assetclass_pipeline.defs.schedules import (
     quarterly_recovery_drill_schedule,
     weekly_backup_cleanup_schedule,
 )
-from assetclass_pipeline.defs.sensors.operation_requests import operation_requests_sensor
+from assetclass_pipeline.defs.sensors.alert_notifications import alert_notifications
+from assetclass_pipeline.defs.sensors.asset_check_alerts import asset_check_alerts
+from assetclass_pipeline.defs.sensors.operation_alerts import operation_alerts
+from assetclass_pipeline.defs.sensors.operation_requests import operation_requests
+from assetclass_pipeline.defs.sensors.run_failure_alerts import run_failure_alerts
+from assetclass_pipeline.defs.sensors.self_healing_correction import self_healing_correction
+from assetclass_pipeline.defs.sensors.service_health_alerts import service_health_alerts_sensor
 from assetclass_pipeline.defs.upkeep import backup_cleanup_job, recovery_drill_job
 from assetclass_pipeline.settings import Settings, load_settings
 
@@ -64,14 +71,24 @@ def build_defs(
             data_quality_job,
             backup_cleanup_job,
             recovery_drill_job,
+            health_check_job,
         ],
         schedules=[
             nightly_correction_schedule(settings),
             daily_data_quality_schedule(settings),
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
+            health_check_schedule(settings),
         ],
-        sensors=[operation_requests_sensor(settings)],
+        sensors=[
+            operation_requests,
+            alert_notifications,
+            asset_check_alerts,
+            run_failure_alerts,
+            operation_alerts,
+            service_health_alerts_sensor(None),
+            self_healing_correction,
+        ],
         resources={
             DATABASE: database_resource(settings),
             CORRECTION_OPTIONS: CorrectionOptionsResource(),

@@ -212,6 +212,14 @@ class AlertStateError(AssetClassError):
     http_status = 409
 
 
+class MaintenanceWindowNotFoundError(AssetClassError):
+    """No maintenance window has this id."""
+
+    code = "MAINTENANCE_WINDOW_NOT_FOUND"
+    http_status = 404
+    exit_status = 4
+
+
 class NotificationError(AssetClassError):
     """A channel cannot be used, or did not take the message."""
 

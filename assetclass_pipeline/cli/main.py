@@ -75,6 +75,21 @@ COMMANDS = {
         f"{_ROOM}.control", "cancel", "Stop the active operation; what is committed stays."
     ),
     "tune": _Place(f"{_ROOM}.control", "tune", "Make the running operation go faster or slower."),
+    "metrics": _Place(
+        f"{_ROOM}.metrics",
+        "metrics",
+        "Show how operations went, how good the data are, which limits are not met.",
+    ),
+    "health": _Place(
+        f"{_ROOM}.health",
+        "health",
+        "Say whether all is well, within two seconds; exit status 1 when it is not.",
+    ),
+    "doctor": _Place(
+        f"{_ROOM}.health",
+        "doctor",
+        "Examine everything, and say how to mend what is wrong; exit status 1 when something is.",
+    ),
     "backups": _Place(
         f"{_ROOM}.backups", "app", "List, prove, hold and clean up what can undo a correction."
     ),

@@ -254,6 +254,9 @@ class DagsterWatch:
         return answer
 
     def _open(self) -> dg.DagsterInstance:
+        home = dagster_home(self._settings)
+        if not (home / "dagster.yaml").exists():
+            raise ServicesError(f"Dagster was never started in {home}: `assetclass up` does that.")
         with self._opening:
             if not self._is_reached:
                 self._knock()
@@ -275,11 +278,10 @@ def _hasty(settings: Settings) -> Settings:
 
 
 def _open_to_read(settings: Settings, storage: str) -> dg.DagsterInstance:
-    home = dagster_home(settings)
-    if not (home / "dagster.yaml").exists():
-        raise ServicesError(f"Dagster was never started in {home}: `assetclass up` does that.")
     configured = {"postgres_url": storage, "should_autocreate_tables": False}
-    reference = InstanceRef.from_dir(str(home), overrides={"storage": {"postgres": configured}})
+    reference = InstanceRef.from_dir(
+        str(dagster_home(settings)), overrides={"storage": {"postgres": configured}}
+    )
     instance = dg.DagsterInstance.from_ref(reference)
     instance.optimize_for_webserver(
         statement_timeout=round(settings.health.timeout * 1000),

@@ -71,6 +71,7 @@ def test_jobs(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
         "backup_cleanup_job",
         "recovery_drill_job",
         "rollback_job",
+        "health_check_job",
     ):
         job = defs.resolve_job_def(name)
         layer = job.asset_layer
@@ -97,6 +98,7 @@ def test_schedules(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
             defs.resolve_schedule_def("daily_data_quality"),
             defs.resolve_schedule_def("weekly_backup_cleanup"),
             defs.resolve_schedule_def("quarterly_recovery_drill"),
+            defs.resolve_schedule_def("health_check"),
         )
     } == snapshot
 

@@ -125,9 +125,7 @@ def _page(connection: Connection[TupleRow], settings: Settings) -> str:
             now=datetime.now(UTC),
             current=current,
             recent=status.recent_operations,
-            alerts=list_alerts(
-                connection, settings, most=_MOST_ALERTS, include_resolved=False
-            ),
+            alerts=list_alerts(connection, settings, most=_MOST_ALERTS, include_resolved=False),
             measured_at=measured[0].measured_at if measured else None,
             total_records=measured[0].total_records if measured else None,
             scores=[
@@ -199,4 +197,3 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "tone": lambda operation: _TONES.get(operation.status, "dim"),
     "severity": lambda severity: _SEVERITIES[severity],
 }
-

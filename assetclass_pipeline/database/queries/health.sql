@@ -58,3 +58,6 @@ FROM (SELECT n.channel, n.created_at, n.last_error,
                            ORDER BY due_at LIMIT 500) waiting) n) judged
 GROUP BY channel
 ORDER BY channel
+
+-- name: clock
+SELECT extract(epoch FROM clock_timestamp())::double precision

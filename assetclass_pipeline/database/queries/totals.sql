@@ -6,11 +6,11 @@ INSERT INTO assetclass.operation_total AS t
     (correction_id, kind, dry_run, status, epoch, started_at, ended_at, idle_seconds,
      duration_seconds, times_failed, times_cancelled, times_timed_out, times_window_closed,
      times_interrupted, records_attempted, records_corrected, records_skipped, records_failed,
-     records_conflicting, batches, batch_seconds, batch_buckets, estimate_error_percent)
+     records_conflicting, batches, batch_milliseconds, batch_buckets, estimate_error_percent)
 SELECT s.correction_id, s.kind, s.dry_run, s.status, s.epoch, s.started_at, s.ended_at,
        s.idle_seconds, s.duration_seconds, s.times_failed, s.times_cancelled, s.times_timed_out,
        s.times_window_closed, s.times_interrupted, s.records_attempted, s.records_corrected,
-       s.records_skipped, s.records_failed, s.records_conflicting, s.batches, s.batch_seconds,
+       s.records_skipped, s.records_failed, s.records_conflicting, s.batches, s.batch_milliseconds,
        s.batch_buckets, s.estimate_error_percent
 FROM assetclass.operation_sums s WHERE s.correction_id = %(correction_id)s
 ON CONFLICT (correction_id) DO UPDATE
@@ -23,7 +23,7 @@ SET status = excluded.status, epoch = excluded.epoch, started_at = excluded.star
     records_attempted = excluded.records_attempted,
     records_corrected = excluded.records_corrected, records_skipped = excluded.records_skipped,
     records_failed = excluded.records_failed, records_conflicting = excluded.records_conflicting,
-    batches = excluded.batches, batch_seconds = excluded.batch_seconds,
+    batches = excluded.batches, batch_milliseconds = excluded.batch_milliseconds,
     batch_buckets = excluded.batch_buckets,
     estimate_error_percent = excluded.estimate_error_percent
 

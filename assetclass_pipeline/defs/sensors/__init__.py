@@ -1,1 +1,1 @@
-"""Sensors: what is watched for, each in a module of its own."""
+"""Sensors: what watches the pipeline and starts runs by itself, one module each."""

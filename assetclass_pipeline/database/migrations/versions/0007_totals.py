@@ -30,7 +30,7 @@ _UP = (
         records_failed bigint NOT NULL,
         records_conflicting bigint NOT NULL,
         batches bigint NOT NULL,
-        batch_seconds double precision NOT NULL,
+        batch_milliseconds bigint NOT NULL,
         batch_buckets bigint[] NOT NULL,
         estimate_error_percent double precision
     )
@@ -98,7 +98,7 @@ _UP = (
            greatest(t.records_conflicting, CASE WHEN now.is_active THEN 0 ELSE
                (SELECT count(*) FROM assetclass.operation_conflict c
                 WHERE c.correction_id = o.correction_id) END) AS records_conflicting,
-           ledger.batches, ledger.batch_seconds, ledger.batch_buckets, o.estimate_error_percent
+           ledger.batches, ledger.batch_milliseconds, ledger.batch_buckets, o.estimate_error_percent
     FROM assetclass.operation o
     LEFT JOIN assetclass.operation_heartbeat h USING (correction_id)
     LEFT JOIN assetclass.operation_total t USING (correction_id)
@@ -115,7 +115,7 @@ _UP = (
                    AS records_attempted,
                coalesce(sum(b.records_corrected), 0)::bigint AS records_corrected,
                count(*) AS batches,
-               coalesce(sum(b.duration_ms), 0) / 1000.0::double precision AS batch_seconds,
+               coalesce(sum(b.duration_ms), 0)::bigint AS batch_milliseconds,
                ARRAY[count(*) FILTER (WHERE b.duration_ms <= 50),
                      count(*) FILTER (WHERE b.duration_ms <= 100),
                      count(*) FILTER (WHERE b.duration_ms <= 250),
