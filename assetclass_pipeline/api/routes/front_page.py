@@ -161,6 +161,10 @@ def _moment(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def _minute(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
 def _number(number: float | None) -> str:
     return "-" if number is None else f"{number:,.0f}"
 
@@ -189,6 +193,7 @@ def _done_word(operation: Operation) -> str:
 
 _FILTERS: dict[str, Callable[..., Any]] = {
     "moment": _moment,
+    "minute": _minute,
     "number": _number,
     "duration": _duration,
     "eta": _eta,
