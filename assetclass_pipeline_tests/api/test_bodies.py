@@ -174,7 +174,7 @@ def test_a_second_head_that_dawdles_is_cut_off_too(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(65_536).startswith(b"HTTP/1.1 404 ")
-        connection.sendall(b"GET /noth")
+        connection.sendall(b"GET /not")
         with suppress(ConnectionResetError):
             assert connection.recv(65_536) == b""
 
