@@ -30,6 +30,7 @@ from assetclass_pipeline.api.routes import (
     alerts,
     analysis,
     audit,
+    front_page,
     health,
     metrics,
     operations,
@@ -51,7 +52,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.router,
 )
 """Calls below the base path."""
-PAGES: tuple[APIRouter, ...] = (openapi.router, metrics.page)
+PAGES: tuple[APIRouter, ...] = (front_page.router, openapi.router, metrics.page)
 """Whatever stands elsewhere."""
 
 
