@@ -12,6 +12,7 @@ from typing import Final
 
 from assetclass_pipeline.model.alert import Alert, AlertType, Severity
 from assetclass_pipeline.model.alert_life import is_about_the_end
+from assetclass_pipeline.model.alert_rules import INCIDENT
 from assetclass_pipeline.model.operation import Operation, Status
 from assetclass_pipeline.settings import AlertSettings, Settings
 
@@ -26,7 +27,7 @@ _LINE_MOST = 800
 # Numbers that say how bad it is stand first, whatever else a rule tells.
 _FIRST_DETAILS = ("value", "limit", "median", "baseline", "deviation", "runs")
 # Not for people: by which incident a rule knows what it told of.
-_NOT_TOLD = frozenset({"incident"})
+_NOT_TOLD = frozenset({INCIDENT})
 _SECRETS = (
     (re.compile(r"(\w://[^\s:/@]*):[^\s/]*@"), r"\1:****@"),
     (
