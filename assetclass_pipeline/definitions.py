@@ -12,7 +12,7 @@ from assetclass_pipeline.defs.assets.correction import correction_assets
 from assetclass_pipeline.defs.assets.quality import integrity_report_asset, quality_report_asset
 from assetclass_pipeline.defs.assets.sources import source_specs
 from assetclass_pipeline.defs.checks import reference_is_sound
-from assetclass_pipeline.defs.health import health_check_job, health_check_schedule
+from assetclass_pipeline.defs.health import health_check_job, health_check_schedule, health_of
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
 from assetclass_pipeline.defs.resources import (
@@ -86,7 +86,7 @@ def build_defs(
             asset_check_alerts,
             run_failure_alerts,
             operation_alerts,
-            service_health_alerts_sensor(None),
+            service_health_alerts_sensor(health_of),
             self_healing_correction,
         ],
         resources={
