@@ -19,6 +19,7 @@ from assetclass_pipeline.defs.health import (
 )
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
+from assetclass_pipeline.defs.reporting import REPORT_JOBS, report_schedules
 from assetclass_pipeline.defs.resources import (
     CALENDAR,
     CORRECTION_OPTIONS,
@@ -37,7 +38,7 @@ from assetclass_pipeline.defs.schedules import (
 from assetclass_pipeline.defs.sensors.alert_notifications import alert_notifications
 from assetclass_pipeline.defs.sensors.asset_check_alerts import asset_check_alerts
 from assetclass_pipeline.defs.sensors.operation_alerts import operation_alerts
-from assetclass_pipeline.defs.sensors.operation_requests import operation_requests_sensor
+from assetclass_pipeline.defs.sensors.operation_requests import operation_requests
 from assetclass_pipeline.defs.sensors.run_failure_alerts import run_failure_alerts
 from assetclass_pipeline.defs.sensors.self_healing_correction import self_healing_correction
 from assetclass_pipeline.defs.sensors.service_health_alerts import service_health_alerts_sensor
@@ -76,6 +77,7 @@ def build_defs(
             backup_cleanup_job,
             recovery_drill_job,
             health_check_job,
+            *REPORT_JOBS,
         ],
         schedules=[
             nightly_correction_schedule(settings),
@@ -83,9 +85,10 @@ def build_defs(
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
             health_check_schedule(settings),
+            *report_schedules(settings),
         ],
         sensors=[
-            operation_requests_sensor(settings),
+            operation_requests,
             alert_notifications,
             asset_check_alerts,
             run_failure_alerts,

@@ -73,6 +73,9 @@ def test_jobs(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
         "recovery_drill_job",
         "rollback_job",
         "health_check_job",
+        "weekly_performance_job",
+        "monthly_audit_job",
+        "capacity_report_job",
     ):
         job = defs.resolve_job_def(name)
         layer = job.asset_layer
@@ -100,6 +103,9 @@ def test_schedules(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
             defs.resolve_schedule_def("weekly_backup_cleanup"),
             defs.resolve_schedule_def("quarterly_recovery_drill"),
             defs.resolve_schedule_def("health_check"),
+            defs.resolve_schedule_def("weekly_performance"),
+            defs.resolve_schedule_def("monthly_audit"),
+            defs.resolve_schedule_def("quarterly_capacity"),
         )
     } == snapshot
 
