@@ -536,7 +536,9 @@ def _due_again(row: Mapping[str, Any], alert: Alert, told: Told, at: Circumstanc
         alert.alert_type, earliest, at.windows, snoozed_until=alert.snoozed_until
     )
     was: datetime = row["due_at"]
-    return max(was, due) if row["attempts"] or due <= at.now >= was else due
+    if due <= at.now:
+        return was if row["attempts"] else min(was, due)
+    return max(was, due) if row["attempts"] else due
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.errors import (
     AlertNotFoundError,
     AlertStateError,
@@ -411,6 +412,49 @@ def test_a_try_under_way_is_put_off_but_never_brought_forward(store: Store) -> N
     assert [each[0] for each in store.rows(due)] == [70, 0]
     _window(store, 90)
     assert [each[0] for each in store.rows(due)] == [90, 90]
+
+
+def test_what_is_due_already_stays_due_since_then(store: Store) -> None:
+    """Whoever reads the history sees how late a message is; reminders count from it."""
+    (opened,) = store.judge(found())
+    due = "SELECT due_at FROM assetclass.notification"
+    before = store.rows(due)
+    _window(store, 3600, AlertType.RUN_FAILED)
+    assert store.rows(due) == before
+    assert store.the_alert().notified_at == opened.notified_at
+
+
+def test_whoever_delivers_is_not_waited_for(store: Store) -> None:
+    """Else a channel that is slow would hold up those who judge."""
+    taken, _ = store.judge(found("a"), found("b"))
+    window = _window(store, 3600)
+    lease = in_(70)
+    of_taken = {"id": taken.id, "lease": lease}
+    with (
+        closing(connect(store.dsn, store.settings, purpose="test")) as other,
+        transaction(other, store.settings) as delivering,
+    ):
+        delivering.execute(
+            "UPDATE assetclass.notification SET due_at = %(lease)s, attempts = 1"
+            " WHERE alert_id = %(id)s",
+            of_taken,
+        )
+        alert_store.end_window(store.connection, store.settings, window, by="ada")
+        store.judge(over("a"), over("b"))
+    dues = store.rows(
+        "SELECT due_at FROM assetclass.notification WHERE alert_id = %(id)s", id=taken.id
+    )
+    assert dues == [(lease,)]
+    assert store.outbox() == [("opened", "chat", "later"), ("opened", "chat", "dropped")]
+
+
+def test_what_somebody_has_taken_since_is_theirs(store: Store) -> None:
+    store.judge(found())
+    dues = "SELECT id, due_at FROM assetclass.notification"
+    (before,) = store.rows(dues)
+    stale = {"ids": [before[0]], "before": [in_(-9)], "dues": [in_(0)]}
+    store.connection.execute(query("alert", "move_due"), stale)
+    assert store.rows(dues) == [before]
 
 
 def _window(store: Store, seconds: float, *types: AlertType, begins: float | None = None) -> int:
