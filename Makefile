@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks setup.py
+SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks deploy setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults check format up bench lock clean

@@ -293,6 +293,9 @@ class Settings(BaseSettings):
     archive_retention_days: int = Field(
         2555, ge=1, le=36_500, description="days after which such a file may be removed"
     )
+    reports_directory: Path | None = Field(
+        None, description="where scheduled reports are written; unset: reports under home"
+    )
     recovery_limit_seconds: float = Field(
         1800, gt=0, description="how long a rollback of everything may take, for recovery drills"
     )
@@ -326,6 +329,11 @@ class Settings(BaseSettings):
     def archive(self) -> Path:
         """Directory of the archive's files."""
         return self.archive_directory or self.home / "archive"
+
+    @property
+    def reports(self) -> Path:
+        """Directory of the scheduled reports."""
+        return self.reports_directory or self.home / "reports"
 
     @property
     def webserver_url(self) -> str:

@@ -80,6 +80,7 @@ def test_quick_run_measures_everything(tmp_path: Path) -> None:
         "analysis",
         "nightly question",
         *["scrape"] * 2,
+        *["health"] * 3,
         *["baseline"] * 3,
         *["writers' p99", "writers' longest wait"] * 3,
         *["growth"] * 3,

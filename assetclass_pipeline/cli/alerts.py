@@ -15,13 +15,13 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import alert_presentation as shown
 from assetclass_pipeline.cli.alert_test import send_test_message
-from assetclass_pipeline.cli.moments import moment, span
 from assetclass_pipeline.cli.presentation import document, for_people, print_document, print_model
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.alert import AlertType
+from assetclass_pipeline.model.moments import parse_moment, parse_span
 from assetclass_pipeline.monitoring import alert_store
 from assetclass_pipeline.settings import Settings, load_settings
 
@@ -230,9 +230,9 @@ def _only_window(connection: Connection[TupleRow], settings: Settings) -> int:
 def _end(lasts: str | None, until: str | None) -> datetime:
     """When it is over, by either flag."""
     if lasts is not None and until is None:
-        return datetime.now(UTC) + span("--for", lasts)
+        return datetime.now(UTC) + parse_span("--for", lasts)
     if until is not None and lasts is None:
-        return moment("--until", until)
+        return parse_moment("--until", until)
     raise InvalidOptionsError("Say either how long, like --for 2h, or --until TIME.")
 
 

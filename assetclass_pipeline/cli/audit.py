@@ -16,7 +16,6 @@ import typer
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import audit_presentation
-from assetclass_pipeline.cli.moments import moment
 from assetclass_pipeline.cli.presentation import (
     aside,
     document,
@@ -31,6 +30,7 @@ from assetclass_pipeline.engine.audit_export import ExportFormat, write_entries
 from assetclass_pipeline.engine.row_history import row_history
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.audit import Head
+from assetclass_pipeline.model.moments import parse_moment
 from assetclass_pipeline.settings import Settings, load_settings
 
 AsJson = Annotated[
@@ -203,11 +203,7 @@ def _filter(
     operation: str | None,
 ) -> audit.AuditFilter:
     return audit.AuditFilter(
-        since=None if since is None else moment("--since", since),
-        until=None if until is None else moment("--until", until),
-        actor=actor,
-        action=action,
-        operation=operation,
+        parse_moment("--since", since), parse_moment("--until", until), actor, action, operation
     )
 
 

@@ -104,6 +104,11 @@ COMMANDS = {
         "Who did what, whether the log is whole, and how a row came by its value.",
     ),
     "tokens": _Place(f"{_ROOM}.tokens", "app", "Who may call the REST API, and with which role."),
+    "report": _Place(
+        f"{_ROOM}.report",
+        "app",
+        "Write a report as a page: performance, audit, capacity or quality.",
+    ),
 }
 """Every command, in the order of the help page."""
 

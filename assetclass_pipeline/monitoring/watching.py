@@ -194,8 +194,8 @@ def ended_operations(
     statement = query(
         "watch",
         "ended",
-        running_seconds=query("watch", "running_seconds", until=sql.SQL("a.happened_at")),
-        work_seconds=query("watch", "work_seconds", until=sql.SQL("a.happened_at")),
+        running_seconds=query("watch", "running_seconds", until=query("watch", "end_of_try")),
+        work_seconds=query("watch", "work_seconds", until=query("watch", "end_of_try")),
     )
     with cursor.connection.cursor(row_factory=dict_row) as rows:
         found = rows.execute(statement, {"after": after, "horizon": horizon}).fetchall()

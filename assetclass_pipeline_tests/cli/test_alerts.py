@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from assetclass_pipeline.cli.moments import moment, span
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.alert import Alert, AlertType, Finding, Severity
+from assetclass_pipeline.model.moments import parse_moment, parse_span
 from assetclass_pipeline.monitoring.alert_store import judge
 from assetclass_pipeline.settings import load_settings
 from assetclass_pipeline_tests.cli.command import Command
@@ -205,18 +205,18 @@ def test_what_cannot_be_done_is_said(
     ],
 )
 def test_spans(said: str, parts: dict[str, Any]) -> None:
-    assert span("--for", said) == timedelta(**parts)
+    assert parse_span("--for", said) == timedelta(**parts)
 
 
 @pytest.mark.parametrize("said", ["", "0h", "2", "h", "-2h", "2h30", "1e3s", "9999999999d", "PT2H"])
 def test_what_is_no_span_is_refused(said: str) -> None:
     with pytest.raises(InvalidOptionsError, match="--for"):
-        span("--for", said)
+        parse_span("--for", said)
 
 
 def test_times_without_a_zone_are_utc() -> None:
     noon = datetime(2026, 11, 25, 12, tzinfo=UTC)
-    assert moment("--until", "2026-11-25T12:00") == noon
-    assert moment("--until", "2026-11-25T15:00+03:00") == noon
+    assert parse_moment("--until", "2026-11-25T12:00") == noon
+    assert parse_moment("--until", "2026-11-25T15:00+03:00") == noon
     with pytest.raises(InvalidOptionsError, match="--until"):
-        moment("--until", "tomorrow")
+        parse_moment("--until", "tomorrow")
