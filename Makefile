@@ -25,7 +25,7 @@ $(READY): requirements.lock pyproject.toml setup.py
 demo: $(READY)  ## correct real market data on the embedded PostgreSQL
 	@$(BIN)/assetclass demo
 
-up: $(READY)  ## webserver, daemon and database; Ctrl-C stops them all
+up: $(READY)  ## webserver, daemon, API and database; Ctrl-C stops them all
 	@$(BIN)/assetclass up
 
 test: $(READY)  ## all tests, on real PostgreSQL

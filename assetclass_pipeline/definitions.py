@@ -38,7 +38,7 @@ from assetclass_pipeline.defs.schedules import (
 from assetclass_pipeline.defs.sensors.alert_notifications import alert_notifications
 from assetclass_pipeline.defs.sensors.asset_check_alerts import asset_check_alerts
 from assetclass_pipeline.defs.sensors.operation_alerts import operation_alerts
-from assetclass_pipeline.defs.sensors.operation_requests import operation_requests_sensor
+from assetclass_pipeline.defs.sensors.operation_requests import operation_requests
 from assetclass_pipeline.defs.sensors.run_failure_alerts import run_failure_alerts
 from assetclass_pipeline.defs.sensors.self_healing_correction import self_healing_correction
 from assetclass_pipeline.defs.sensors.service_health_alerts import service_health_alerts_sensor
@@ -88,7 +88,7 @@ def build_defs(
             *report_schedules(settings),
         ],
         sensors=[
-            operation_requests_sensor(settings),
+            operation_requests,
             alert_notifications,
             asset_check_alerts,
             run_failure_alerts,

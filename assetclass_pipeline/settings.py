@@ -235,6 +235,9 @@ class ApiSettings(BaseModel):
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages of these origins may call; none by default"
     )
+    fallback: bool = Field(
+        True, description="deliver messages, and tell of a daemon or a database that is gone"
+    )
     metrics_public: bool = Field(False, description="Prometheus may scrape without a token")
     oidc: OidcSettings | None = Field(None, description="single sign-on beside our own tokens")
 

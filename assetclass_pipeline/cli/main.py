@@ -40,7 +40,9 @@ _ROOM = "assetclass_pipeline.cli"
 COMMANDS = {
     "demo": _Place(f"{_ROOM}.demo", "demo", "Correct real market data and tell the story."),
     "up": _Place(
-        f"{_ROOM}.up", "up", "Run the database, the Dagster web page and the daemon until Ctrl-C."
+        f"{_ROOM}.up",
+        "up",
+        "Run the database, the Dagster web page, the daemon and the API until Ctrl-C.",
     ),
     "db": _Place(
         f"{_ROOM}.db",
