@@ -136,9 +136,7 @@ class _Judgement:
     def changed_ids(self) -> list[int]:
         """Alerts with a row that stand otherwise than before."""
         return [
-            alert.id
-            for alert, work in self._alerts()
-            if work.events and alert.id is not alert_life.NEW
+            alert.id for alert, work in self._alerts() if work.events and alert.id != alert_life.NEW
         ]
 
     def _alerts(self) -> Iterator[tuple[Alert, _Work]]:

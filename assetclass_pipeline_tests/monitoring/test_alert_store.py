@@ -1,9 +1,10 @@
 """Alerts in a real database: findings judged, also by several at once, and what people do."""
 
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
@@ -298,6 +299,66 @@ def _wait_until_blocked(store: Store, pid: int) -> None:
             if row is not None and row[0]:
                 return
     raise AssertionError("it never waited")
+
+
+def test_judges_people_and_deliverers_never_block_each_other_for_ever(store: Store) -> None:
+    """No deadlock, no lock time-out, whatever they meet each other with."""
+    everybody_ready = threading.Barrier(4)
+
+    def judging(connection: psycopg.Connection[TupleRow], chance: random.Random) -> None:
+        causes = chance.sample("abcdefgh", 5)
+        findings = [
+            found(cause, holds=chance.random() < 0.6, severity=chance.choice([*Severity]))
+            for cause in causes
+        ]
+        with transaction(connection, store.settings) as cursor:
+            alert_store.judge(cursor, store.settings, findings)
+
+    def acting(connection: psycopg.Connection[TupleRow], chance: random.Random) -> None:
+        number, settings = chance.randint(1, 8), store.settings
+        with suppress(AlertNotFoundError, AlertStateError):
+            alert_store.acknowledge(connection, settings, number, by="ada")
+        with suppress(AlertNotFoundError, AlertStateError):
+            alert_store.snooze(connection, settings, number, until=in_(0.5), by="ada")
+        window = alert_store.open_window(
+            connection, settings, ends_at=in_(60), reason="upgrade", by="ada"
+        )
+        alert_store.end_window(connection, settings, window.id, by="ada")
+
+    def delivering(connection: psycopg.Connection[TupleRow], chance: random.Random) -> None:
+        """As a deliverer claims and records, some of it as failed."""
+        channel = {"channel": "chat", "lease": 1}
+        with transaction(connection, store.settings) as cursor:
+            row = cursor.execute(query("notification", "claim"), channel).fetchone()
+        if row is None:
+            return
+        about = {"id": row[0], "alert_id": row[1], "attempts": row[4], "wait": 0.01, "error": "no"}
+        with transaction(connection, store.settings) as cursor:
+            if chance.random() < 0.3:
+                cursor.execute(query("notification", "failed"), about)
+                cursor.execute(query("notification", "postpone"), {**about, **channel})
+            else:
+                cursor.execute(query("notification", "told"), about)
+                text = {"title": "a title", "body": "a body"}
+                cursor.execute(query("notification", "delivered"), {**about, **text})
+
+    def work(number: int) -> None:
+        chance = random.Random(number)  # noqa: S311 - no secret; the same in each run
+        task = (judging, judging, acting, delivering)[number]
+        with closing(connect(store.dsn, store.settings, purpose="test")) as connection:
+            everybody_ready.wait(30)
+            for _ in range(25):
+                task(connection, chance)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [None] * 4
+    numbers = store.rows(
+        "SELECT count(*) FILTER (WHERE event = 'opened' OR event = 'reopened'),"
+        " count(*) FILTER (WHERE event = 'resolved') FROM assetclass.alert_event"
+    )
+    began, ended = numbers[0]
+    assert began - ended == len(store.alerts(include_resolved=False))
+    assert len({each.cause for each in store.alerts()}) == len(store.alerts()) == 8
 
 
 def test_what_is_rolled_back_was_never_judged(store: Store) -> None:
