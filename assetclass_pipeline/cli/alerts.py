@@ -1,7 +1,7 @@
 """`assetclass alerts list | show | ack | snooze | test | maintenance start|list|end`.
 
 Belongs here: parsing, asking the alert store, printing what it answers. Does not: how that looks to
-people (alert_presentation.py).
+people (alert_presentation.py), and tests of channels (alert_test.py).
 """
 
 from collections.abc import Iterator
