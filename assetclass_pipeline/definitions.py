@@ -12,6 +12,11 @@ from assetclass_pipeline.defs.assets.correction import correction_assets
 from assetclass_pipeline.defs.assets.quality import integrity_report_asset, quality_report_asset
 from assetclass_pipeline.defs.assets.sources import source_specs
 from assetclass_pipeline.defs.checks import reference_is_sound
+from assetclass_pipeline.defs.health import (
+    health_check_job,
+    health_check_schedule,
+    health_for_alerts,
+)
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
 from assetclass_pipeline.defs.reporting import REPORT_JOBS, report_schedules
@@ -30,6 +35,13 @@ from assetclass_pipeline.defs.schedules import (
     quarterly_recovery_drill_schedule,
     weekly_backup_cleanup_schedule,
 )
+from assetclass_pipeline.defs.sensors.alert_notifications import alert_notifications
+from assetclass_pipeline.defs.sensors.asset_check_alerts import asset_check_alerts
+from assetclass_pipeline.defs.sensors.operation_alerts import operation_alerts
+from assetclass_pipeline.defs.sensors.operation_requests import operation_requests
+from assetclass_pipeline.defs.sensors.run_failure_alerts import run_failure_alerts
+from assetclass_pipeline.defs.sensors.self_healing_correction import self_healing_correction
+from assetclass_pipeline.defs.sensors.service_health_alerts import service_health_alerts_sensor
 from assetclass_pipeline.defs.upkeep import backup_cleanup_job, recovery_drill_job
 from assetclass_pipeline.settings import Settings, load_settings
 
@@ -50,7 +62,7 @@ def build_defs(
         # Beta in the Dagster that the lock file pins; a test launches a range as the UI does.
         warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
         correction = correction_assets(monthly_partitions(settings))
-    return dg.Definitions(
+    built = dg.Definitions(
         assets=[
             *source_specs(settings),
             integrity_report_asset(settings),
@@ -64,6 +76,7 @@ def build_defs(
             data_quality_job,
             backup_cleanup_job,
             recovery_drill_job,
+            health_check_job,
             *REPORT_JOBS,
         ],
         schedules=[
@@ -71,7 +84,17 @@ def build_defs(
             daily_data_quality_schedule(settings),
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
+            health_check_schedule(settings),
             *report_schedules(settings),
+        ],
+        sensors=[
+            operation_requests,
+            alert_notifications,
+            asset_check_alerts,
+            run_failure_alerts,
+            operation_alerts,
+            service_health_alerts_sensor(health_for_alerts),
+            self_healing_correction,
         ],
         resources={
             DATABASE: database_resource(settings),
@@ -81,6 +104,11 @@ def build_defs(
         },
         executor=executor,
     )
+    with warnings.catch_warnings():
+        # Dagster itself passes it on when it binds resources to the jobs of a sensor.
+        warnings.filterwarnings("ignore", "Parameter `owners`", dg.BetaWarning)
+        built.get_repository_def()
+    return built
 
 
 defs = build_defs()

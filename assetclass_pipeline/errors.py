@@ -131,6 +131,13 @@ class ErrorRateError(CorrectionFailedError):
     code = "ERROR_RATE_EXCEEDED"
 
 
+class IdempotencyKeyReusedError(AssetClassError):
+    """An `Idempotency-Key` came again with another request than the first time."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
+    http_status = 409
+
+
 class PreflightRefusedError(AssetClassError):
     """The market table is in a state in which correcting it would do harm."""
 
@@ -205,6 +212,14 @@ class AlertStateError(AssetClassError):
     http_status = 409
 
 
+class MaintenanceWindowNotFoundError(AssetClassError):
+    """No maintenance window has this id."""
+
+    code = "MAINTENANCE_WINDOW_NOT_FOUND"
+    http_status = 404
+    exit_status = 4
+
+
 class NotificationError(AssetClassError):
     """A channel cannot be used, or did not take the message."""
 
@@ -258,6 +273,13 @@ class UnsupportedMediaTypeError(AssetClassError):
 
     code = "UNSUPPORTED_MEDIA_TYPE"
     http_status = 415
+
+
+class HeadTooLargeError(AssetClassError):
+    """The request's address and headers are larger than the API reads."""
+
+    code = "HEAD_TOO_LARGE"
+    http_status = 431
 
 
 class TooManyRequestsError(AssetClassError):

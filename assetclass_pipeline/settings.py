@@ -1,5 +1,7 @@
 """Every `ASSETCLASS_*` setting: the only module that reads the environment."""
 
+import os
+from dataclasses import dataclass
 from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +25,9 @@ from assetclass_pipeline.model.options import RetryOptions
 from assetclass_pipeline.model.quality import Thresholds
 from assetclass_pipeline.model.throttle import ThrottleLimits
 from assetclass_pipeline.model.token import Role
+
+# Ours too, but between our own processes: not for people to set.
+_NO_SETTINGS = {"ASSETCLASS_DAGSTER_STORAGE_URL", "ASSETCLASS_UP_MARK"}
 
 
 def _known_zone(name: str) -> str:
@@ -107,6 +112,13 @@ class AlertSettings(BaseModel):
     delivery_timeout: float = Field(10, gt=0, description="for one message on one channel")
     delivery_backoff: tuple[float, float] = Field(
         (5, 600), description="wait after the first failed try, doubled each time, and at most"
+    )
+
+    daemon_gone_after: float = Field(
+        120, gt=0, description="without a heartbeat of Dagster's daemon the API tells people itself"
+    )
+    database_gone_after: float = Field(
+        60, gt=0, description="without an answer of the database the API tells people itself"
     )
 
     error_rate: float = Field(10, ge=0, le=100, description="above: HIGH_ERROR_RATE")
@@ -199,13 +211,14 @@ class ApiSettings(BaseModel):
     )
     connections: int = Field(10, ge=1, le=500, description="to the database at most")
     connection_wait: float = Field(2, gt=0, description="for a free one; then 503")
-    threads: int = Field(40, ge=1, le=1000, description="requests that are worked on at once")
     scans: int = Field(
         2, ge=1, le=100, description="analyze, preview and validate at once; each opens its own"
     )
     scan_wait: float = Field(10, gt=0, description="for a place among them; then 503")
     scan_deadline: float = Field(600, gt=0, description="for one of them; then it is ended")
-    most_requests: int = Field(200, ge=1, description="open at once; more are refused with 503")
+    most_requests: int = Field(
+        200, ge=1, le=2000, description="open at once; more are refused with 503"
+    )
 
     body_limit: int = Field(65_536, ge=1024, description="bytes of a request's body")
     header_limit: int = Field(16_384, ge=1024, description="bytes of a request's head")
@@ -222,6 +235,9 @@ class ApiSettings(BaseModel):
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages of these origins may call; none by default"
+    )
+    fallback: bool = Field(
+        True, description="deliver messages, and tell of a daemon or a database that is gone"
     )
     metrics_public: bool = Field(False, description="Prometheus may scrape without a token")
     oidc: OidcSettings | None = Field(None, description="single sign-on beside our own tokens")
@@ -332,6 +348,53 @@ class Settings(BaseSettings):
     def zone(self) -> ZoneInfo:
         """The schedules' time zone."""
         return ZoneInfo(self.time_zone)
+
+
+@dataclass(frozen=True)
+class SettingInEffect:
+    """A setting with its value, secrets masked; `variable` is None where the default holds."""
+
+    name: str
+    value: str
+    variable: str | None
+
+
+def settings_in_effect(settings: Settings) -> list[SettingInEffect]:
+    """Every setting of the first level, in the order of the class, and where it comes from."""
+    prefix = _prefix()
+    given = [name for name in os.environ if name.upper().startswith(prefix)]
+    return [
+        SettingInEffect(
+            name,
+            str(value),
+            next((variable for variable in sorted(given) if _sets(variable, name)), None),
+        )
+        for name, value in settings.model_dump(mode="json").items()
+    ]
+
+
+def unknown_variables() -> list[str]:
+    """Variables `ASSETCLASS_*` of the environment that set nothing: misspelled, most likely."""
+    return sorted(
+        variable
+        for variable in os.environ
+        if variable.upper().startswith(_prefix())
+        and variable.upper() not in _NO_SETTINGS
+        and not any(_sets(variable, name) for name in Settings.model_fields)
+    )
+
+
+def _prefix() -> str:
+    return str(Settings.model_config["env_prefix"])
+
+
+def _sets(variable: str, name: str) -> bool:
+    field, _, part = variable.lower().removeprefix(_prefix().lower()).partition("__")
+    if field != name:
+        return False
+    kind = Settings.model_fields[name].annotation
+    nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+    return not (part and nested) or part.partition("__")[0] in kind.model_fields  # type: ignore[union-attr] # nested says so
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -22,6 +22,10 @@ from assetclass_pipeline_tests.faults.fault_table import (  # noqa: F401 - hooks
     pytest_addoption,
     pytest_terminal_summary,
 )
+from assetclass_pipeline_tests.receiver import (  # noqa: F401 - fixtures
+    another_receiver,
+    receiver,
+)
 
 # The data of a test server die with it, so nothing waits for the disk.
 _SETTINGS_OF_TESTS = {

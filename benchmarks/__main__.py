@@ -8,7 +8,17 @@ import sys
 from collections.abc import Callable, Sequence
 
 from assetclass_pipeline.database.embedded import exit_on_termination
-from benchmarks import analysis, baselines, concurrency, correction, growth, storage, undo
+from benchmarks import (
+    analysis,
+    baselines,
+    concurrency,
+    correction,
+    growth,
+    storage,
+    ticks,
+    undo,
+    watching,
+)
 from benchmarks.bench import Bench
 from benchmarks.databases import databases
 from benchmarks.measures import Findings, Progress, table
@@ -19,6 +29,8 @@ GROUPS: dict[str, Callable[[Bench], Findings]] = {
     "undo": undo.measure,
     "storage": storage.measure,
     "analysis": analysis.measure,
+    "watching": watching.measure,
+    "ticks": ticks.measure,
     "baselines": baselines.measure,
     "writers": concurrency.measure,
     "growth": growth.measure,

@@ -26,18 +26,37 @@ from assetclass_pipeline.api.framing import CORRELATION_HEADER, Framing
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.api.oidc import Oidc
 from assetclass_pipeline.api.refusals import Refusals
-from assetclass_pipeline.api.routes import health
+from assetclass_pipeline.api.routes import (
+    alerts,
+    analysis,
+    audit,
+    front_page,
+    health,
+    metrics,
+    operations,
+    status,
+)
+from assetclass_pipeline.api.watch import watching
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import Settings
 
 BASE_PATH = "/api/etl/asset-class-correction"
 
-ROUTERS: tuple[APIRouter, ...] = (health.router,)
+ROUTERS: tuple[APIRouter, ...] = (
+    analysis.router,
+    operations.router,
+    status.router,
+    audit.router,
+    alerts.router,
+    metrics.router,
+    health.router,
+)
 """Calls below the base path."""
-PAGES: tuple[APIRouter, ...] = (openapi.router,)
+PAGES: tuple[APIRouter, ...] = (front_page.router, openapi.router, metrics.page)
 """Whatever stands elsewhere."""
 
 
+_SPARE_THREADS = 10
 _RENDERED = (AssetClassError, RequestValidationError, HTTPException, psycopg.Error)
 
 
@@ -83,7 +102,12 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", CORRELATION_HEADER],
             expose_headers=["ETag", "Location", "Retry-After", CORRELATION_HEADER],
         )
-    app.add_middleware(Framing, limits=limits, most=settings.api.most_requests)
+    app.add_middleware(
+        Framing,
+        limits=limits,
+        most=settings.api.most_requests,
+        header_limit=settings.api.header_limit,
+    )
     return app
 
 
@@ -92,17 +116,21 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     refusals: Refusals = app.state.refusals
     connections: Connections = app.state.connections
-    anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api.threads
+    # One for each open request: with fewer, those that have a connection would wait for a thread
+    # that another one holds while it waits for a connection.
+    threads = anyio.to_thread.current_default_thread_limiter()
+    threads.total_tokens = settings.api.most_requests + _SPARE_THREADS
     writing = asyncio.create_task(refusals.keep_writing())
-    try:
-        yield
-    finally:
-        writing.cancel()
-        with suppress(asyncio.CancelledError):
-            await writing
-        with suppress(AssetClassError, psycopg.Error):
-            await asyncio.to_thread(refusals.write, everything=True)
-        await asyncio.to_thread(connections.close)
+    with watching(connections) as app.state.watch:
+        try:
+            yield
+        finally:
+            writing.cancel()
+            with suppress(asyncio.CancelledError):
+                await writing
+            with suppress(AssetClassError, psycopg.Error):
+                await asyncio.to_thread(refusals.write, everything=True)
+            await asyncio.to_thread(connections.close)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -22,6 +22,8 @@ from assetclass_pipeline.errors import (
     AssetClassError,
     DatabaseUnavailableError,
     ForbiddenError,
+    SchemaNotReadyError,
+    ServerBusyError,
     TooManyRequestsError,
     UnauthorizedError,
 )
@@ -80,7 +82,7 @@ class _Memory:
     """Hashes of secrets for a while, the latest ones; safe from several threads."""
 
     seconds: float
-    _content: "OrderedDict[str, tuple[float, Identity | None]]" = field(default_factory=OrderedDict)
+    _content: OrderedDict[str, tuple[float, Identity | None]] = field(default_factory=OrderedDict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, key: str, identity: Identity | None = None) -> None:
@@ -90,10 +92,14 @@ class _Memory:
             while len(self._content) > _MOST_REMEMBERED:
                 self._content.popitem(last=False)
 
-    def get(self, key: str) -> tuple[float, Identity | None] | None:
+    def get(self, key: str) -> Identity | None:
         with self._guard:
-            found = self._content.get(key)
-        return found if found is not None and found[0] > time.monotonic() else None
+            ends, identity = self._content.get(key, (0.0, None))
+        return identity if ends > time.monotonic() else None
+
+    def __contains__(self, key: str) -> bool:
+        with self._guard:
+            return self._content.get(key, (0.0, None))[0] > time.monotonic()
 
     def drop(self, key: str) -> None:
         with self._guard:
@@ -119,7 +125,7 @@ class Authenticator:
         except (UnauthorizedError, ForbiddenError, TooManyRequestsError) as error:
             self.note_refusal(request, error, None)
             raise
-        caller = Caller(identity.actor, identity.role, address, correlation_id_of(request))
+        caller = _caller(request, identity)
         request.state.caller = caller.actor.name
         try:
             self.limits.count_caller(caller.actor.name)
@@ -129,7 +135,7 @@ class Authenticator:
         return caller
 
     def identify_if_it_says(self, request: Request) -> Caller | None:
-        """As `identify`; None for a caller that shows no token.
+        """As `identify`; None for a caller that shows no token, or one that cannot be checked now.
 
         While the database is away, one whose token was good a few minutes ago is believed.
         """
@@ -137,13 +143,9 @@ class Authenticator:
             return None
         try:
             return self.identify(request)
-        except DatabaseUnavailableError:
-            found = self._good.get(digest(_bearer(request) or ""))
-            if found is None or found[1] is None:
-                raise
-            return Caller(
-                found[1].actor, found[1].role, address_of(request), correlation_id_of(request)
-            )
+        except (DatabaseUnavailableError, SchemaNotReadyError, ServerBusyError):
+            identity = self._good.get(digest(_bearer(request) or ""))
+            return None if identity is None else _caller(request, identity)
 
     def note_refusal(self, request: Request, error: AssetClassError, caller: Caller | None) -> None:
         """For the audit log: this caller, or somebody unknown, was refused."""
@@ -177,7 +179,7 @@ class Authenticator:
 
     def _of_bearer(self, bearer: str, key: str) -> Identity:
         if is_secret(bearer):
-            if self._refused.get(key) is not None:
+            if key in self._refused:
                 raise _not_valid()
             with self.connections.borrowed() as connection:
                 token = recognise(connection, self.connections.settings, bearer)
@@ -212,6 +214,10 @@ class Authenticator:
             return None
         origin = headers.get("origin")
         return role if origin in {None, f"http://{host}"} else None
+
+
+def _caller(request: Request, identity: Identity) -> Caller:
+    return Caller(identity.actor, identity.role, address_of(request), correlation_id_of(request))
 
 
 def address_of(request: Request) -> str:

@@ -9,7 +9,6 @@ import logging
 import re
 import time
 import uuid
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +20,13 @@ from assetclass_pipeline.api.envelope import Rendered, render
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.errors import (
     AssetClassError,
+    HeadTooLargeError,
     InvalidOptionsError,
     ServerBusyError,
 )
+from assetclass_pipeline.model.audit import Source, source
 
 CORRELATION_HEADER = "X-Correlation-ID"
-
-correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
-"""Of the request at work, for whatever writes a log line meanwhile."""
 
 _LOG = logging.getLogger(__name__)
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
@@ -55,6 +53,7 @@ class Framing:
     app: ASGIApp
     limits: Limits
     most: int
+    header_limit: int
     _open: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,10 +61,10 @@ class Framing:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        said = Headers(scope=scope).get(CORRELATION_HEADER, "")
-        own = said if _CORRELATION_ID.fullmatch(said) else str(uuid.uuid4())
+        said = Headers(scope=scope).get(CORRELATION_HEADER)
+        own = said if said and _CORRELATION_ID.fullmatch(said) else str(uuid.uuid4())
         scope.setdefault("state", {})["correlation_id"] = own
-        reset = correlation_id.set(own)
+        reset = source.set(Source(_address(scope), own))
         answered = _Answered(send, own)
         self._open += 1
         try:
@@ -82,16 +81,19 @@ class Framing:
         finally:
             self._open -= 1
             _log(scope, answered)
-            correlation_id.reset(reset)
+            source.reset(reset)
 
-    def _admit(self, scope: Scope, said: str) -> None:
+    def _admit(self, scope: Scope, said: str | None) -> None:
         if self._open > self.most:
             raise ServerBusyError(f"{self.most} requests are open already: try again in a moment.")
-        client = scope.get("client")
-        self.limits.count_address(client[0] if client else "unknown")
-        if said and _CORRELATION_ID.fullmatch(said) is None:
+        self.limits.count_address(_address(scope))
+        if said is not None and _CORRELATION_ID.fullmatch(said) is None:
             raise InvalidOptionsError(
                 f"{CORRELATION_HEADER}: write up to 128 letters, digits, and . _ : / + = @ -"
+            )
+        if _head_size(scope) > self.header_limit:
+            raise HeadTooLargeError(
+                f"Address and headers are larger than {self.header_limit:,} bytes."
             )
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidOptionsError("A path and its query cannot hold the character NUL")
@@ -124,6 +126,17 @@ class _Answered:
             self.outcome = "cut off"
 
 
+def _head_size(scope: Scope) -> int:
+    # The server counts only what arrives in several parts.
+    headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    return headers + len(scope["path"]) + len(scope["query_string"])
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
+
+
 def _log(scope: Scope, answered: _Answered) -> None:
     """One line for each request; never headers, queries or bodies."""
     state: dict[str, Any] = scope["state"]
@@ -133,7 +146,7 @@ def _log(scope: Scope, answered: _Answered) -> None:
         "status": answered.status,
         "milliseconds": round((time.perf_counter() - answered.started_at) * 1000, 1),
         "caller": state.get("caller"),
-        "address": scope["client"][0] if scope.get("client") else None,
+        "address": _address(scope),
     }
     if answered.outcome:
         fields["outcome"] = answered.outcome

@@ -27,6 +27,7 @@ _REASONS = {
     413: "The body is too large",
     415: "The body is declared as something other than JSON",
     429: "Too many requests; Retry-After says when there are some again",
+    431: "The address and the headers are too large",
     500: "Something unexpected; the message says nothing of it, the log does",
     503: "The database is away or everything is in use; Retry-After says when to try again",
 }

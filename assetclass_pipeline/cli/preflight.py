@@ -1,5 +1,7 @@
 """`python -m assetclass_pipeline.cli.preflight MODULE`: what `up` does before the first service.
 
+With `--definitions-only` behind it, the definitions are loaded, as `doctor` wants it, and no more.
+
 In a process of its own, because it imports the definitions and all of Dagster: `up` stays small,
 and definitions that cannot be loaded end this process only. Writes one readable reason to standard
 output when it fails; the traceback goes to standard error.
@@ -16,6 +18,8 @@ from assetclass_pipeline.defs.instance import end_dead_runs, open_instance
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import load_settings
 
+DEFINITIONS_ONLY = "--definitions-only"
+
 
 def main() -> int:
     """Load the definitions, create Dagster's tables, end dead runs; returns the exit status."""
@@ -26,6 +30,8 @@ def main() -> int:
         traceback.print_exc()
         _say(f"The definitions cannot be loaded. {_reason(error)}")
         return 1
+    if DEFINITIONS_ONLY in sys.argv:
+        return 0
     settings = load_settings()
     if settings.database_url is None:
         _say("ASSETCLASS_DATABASE_URL must be set for this command; `assetclass up` does that.")

@@ -161,6 +161,27 @@ def ensure_indexes(
             ]
 
 
+def missing_indexes(
+    connection: psycopg.Connection[TupleRow], settings: Settings
+) -> list[IndexResult]:
+    """The wanted indexes that are missing, INVALID or other than wanted; nothing is built.
+
+    Their outcome is what `ensure_indexes` would come to. Must be called outside a transaction.
+    Raises MarketTablesError when a table cannot be used.
+    """
+    tables = inspect_market_tables(connection, settings, for_writing=False)
+    builder = _Builder(connection, settings, lambda _: None, _LOCK_WAIT)
+    with transaction(connection, settings, read_only=True, search_path="pg_catalog"):
+        market = builder.table(tables.market_oid, settings.market_schema, settings.market_table)
+        symbols = builder.table(tables.symbols_oid, settings.symbols_schema, settings.symbols_table)
+        lacks = [
+            builder.lack(market, _MISSING_BY_CLASS),
+            None if tables.asset_class_is_enum else builder.lack(market, _MISSING_BY_SYMBOL),
+            builder.lack(symbols, _CLASSES),
+        ]
+    return [lack for lack in lacks if lack is not None]
+
+
 def _unless_enum(tables: MarketTables, market: _Table, builder: "_Builder") -> IndexResult:
     if not tables.asset_class_is_enum:
         return builder.ensure(market, _MISSING_BY_SYMBOL)
@@ -226,6 +247,25 @@ class _Builder:
 
     def table(self, oid: int, schema: str, name: str) -> _Table:
         return _Table(oid, schema, name, str(self._one(query("indexes", "table_kind"), table=oid)))
+
+    def lack(self, table: _Table, wanted: _Wanted) -> IndexResult | None:
+        """What `ensure` would have to do; None where there is nothing to do, or nothing can be."""
+        name = index_name(table.name, wanted.suffix)
+        try:
+            existing = self._existing(table, wanted, table.schema, name)
+        except _DifferentIndexError as found:
+            return IndexResult(name, table.full_name, IndexOutcome.DIFFERENT, str(found), 0.0)
+        if existing is not None and existing.is_valid:
+            return None
+        if table.kind not in {"r", "p"} or self._one(
+            query("indexes", "has_foreign_partitions"), table=table.oid
+        ):
+            return None
+        if existing is None:
+            message = f"index {name} on {table.full_name} is missing"
+            return IndexResult(name, table.full_name, IndexOutcome.CREATED, message, 0.0)
+        message = f"index {name} on {table.full_name} is INVALID, and so of no use"
+        return IndexResult(name, table.full_name, IndexOutcome.REPAIRED, message, 0.0)
 
     def ensure(self, table: _Table, wanted: _Wanted) -> IndexResult:
         """Bring one index about, with as many tries as the settings give."""

@@ -146,6 +146,9 @@ QUALITY_THRESHOLDS = (
     ),
 )
 
+NOT_COMPUTED = "could not be computed"
+"""How the description of a check begins that nobody could compute."""
+
 QUALITY_DID_NOT_DEGRADE = "quality_did_not_degrade"
 BACKUP_IS_COMPLETE = "backup_is_complete"
 NO_ROW_LOST_OR_INVENTED = "no_row_lost_or_invented"
@@ -262,7 +265,7 @@ def not_computed(
             check_name=name,
             passed=False,
             severity=ERROR,
-            description=f"could not be computed: {reason}",
+            description=f"{NOT_COMPUTED}: {reason}",
             metadata={
                 "reason": reason,
                 "what_to_do": "Mend that, then materialise the asset again; `assetclass doctor` "

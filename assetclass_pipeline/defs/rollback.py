@@ -29,7 +29,13 @@ from assetclass_pipeline.defs.resources import (
     described,
     values_of,
 )
-from assetclass_pipeline.defs.runs import TICKET_TAG, ProgressLog, operation_of, requester_of
+from assetclass_pipeline.defs.runs import (
+    TICKET_TAG,
+    ProgressLog,
+    operation_of,
+    requester_of,
+    takes_up_request,
+)
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.engine.planned_months import rolled_back_months
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
@@ -143,6 +149,7 @@ def _request_of(
         ticket=run.tags.get(TICKET_TAG),
         run_id=run.run_id,
         retry_of=retry_of,
+        only_while_active=takes_up_request(run),
     )
 
 

@@ -34,6 +34,10 @@ REASON_TAG = "assetclass/reason"
 TICKET_TAG = "assetclass/ticket"
 RESUME_TAG = "assetclass/resume"
 """correctionId of the operation that a run goes on with."""
+REQUEST_TAG = "assetclass/request"
+"""Which request a run was launched for: correctionId and how often it was asked for."""
+CORRELATION_TAG = "assetclass/correlation_id"
+"""Of the HTTP request that asked for a run."""
 STOP_AT_TAG = "assetclass/stop_at"
 """When the window of a run closes, ISO 8601 with an offset."""
 
@@ -78,6 +82,7 @@ def request_of(
         run_id=context.run.run_id,
         retry_of=retry_of,
         stop_at=_window_end(context.run),
+        only_while_active=takes_up_request(context.run),
     )
 
 
@@ -140,6 +145,14 @@ def requester_of(run: dg.DagsterRun) -> str:
     if sensor := tags.get("dagster/sensor_name"):
         return tags.get(USER_TAG) or Actor.sensor(sensor).requester
     return tags.get(USER_TAG) or Actor.dagster_ui().requester
+
+
+def takes_up_request(run: dg.DagsterRun) -> bool:
+    """Whether a run was launched for a request, which may have been cancelled in the meantime.
+
+    Re-executed by hand it inherits the tag, and goes on with the operation however that ended.
+    """
+    return REQUEST_TAG in run.tags and run.parent_run_id is None
 
 
 def _window_end(run: dg.DagsterRun) -> datetime | None:

@@ -67,13 +67,14 @@ class Asks(Protocol):
 
 @dataclass(frozen=True)
 class Asker:
-    """Somebody who asks before there is a request."""
+    """Somebody who asks before there is a request; over HTTP with the id of that exchange."""
 
     requested_by: str
     reason: str | None = None
     ticket: str | None = None
     correction_id: str | None = None
     run_id: str | None = None
+    correlation_id: str | None = None
 
 
 def record(cursor: Cursor[TupleRow], entry: AuditEntry) -> int:
@@ -129,10 +130,13 @@ def record_wish(
     action: Action,
     by: str,
     parameters: Mapping[str, object],
+    *,
+    correlation_id: str | None = None,
 ) -> None:
-    """Somebody asked something of an active operation."""
+    """Somebody asked for an operation, or something of one."""
     actor = Actor.of_requester(by)
-    record(cursor, AuditEntry(actor, action, "asked", parameters, correction_id))
+    entry = AuditEntry(actor, action, "asked", parameters, correction_id, correlation_id)
+    record(cursor, entry)
 
 
 @contextmanager
@@ -187,7 +191,7 @@ def _refusal(
         error.code,
         {**parameters, **known},
         correction_id=request.correction_id,
-        correlation_id=request.run_id,
+        correlation_id=getattr(request, "correlation_id", None) or request.run_id,
     )
 
 

@@ -89,6 +89,10 @@ class OperationRequest(Asks, Protocol):
     def stop_at(self) -> datetime | None:
         """When its window closes."""
 
+    @property
+    def only_while_active(self) -> bool:
+        """Whether it takes up what was asked for before, and nothing where that has ended."""
+
 
 Check = Callable[[Cursor[TupleRow]], None]
 """Raises a typed error where an operation may not begin, in the transaction that claims it."""
@@ -96,7 +100,10 @@ Check = Callable[[Cursor[TupleRow]], None]
 
 @dataclass(frozen=True)
 class CorrectionRequest:
-    """Who asks for which correction; `stop_at` is when its window closes."""
+    """Who asks for which correction; `stop_at` is when its window closes.
+
+    With `only_while_active` it takes up what was asked for before, unless that was cancelled since.
+    """
 
     correction_id: str
     options: CorrectionOptions
@@ -107,6 +114,7 @@ class CorrectionRequest:
     run_id: str | None = None
     retry_of: str | None = None
     stop_at: datetime | None = None
+    only_while_active: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -149,18 +157,20 @@ def claim(
     `check` raises.
     """
     key = as_uuid(request.correction_id)
-    _interrupt_abandoned(connection, settings)
+    end_abandoned(connection, settings)
     by_key = {"correction_id": key}
     try:
         with transaction(connection, settings) as cursor:
             row = cursor.execute(query("operation", "lock"), by_key).fetchone()
+            if request.only_while_active and (row is None or Status(row[0]) not in ACTIVE):
+                raise _ended_meanwhile(key, None if row is None else row[0])
             if row is not None:
                 _check_same_kind(key, request, begun_dry=row[1], kind=row[2], rollback_of=row[3])
-                _check_claimable(cursor, key, Status(row[0]), again=again)
+                check_claimable(cursor, key, Status(row[0]), again=again)
             if check is not None:
                 check(cursor)
             if row is None:
-                cursor.execute(query("operation", "create"), _creation(key, request))
+                cursor.execute(query("operation", "create"), creation_of(key, request))
             claimed = cursor.execute(
                 query("operation", "claim"),
                 {**by_key, "run_id": request.run_id, "stop_at": request.stop_at},
@@ -186,7 +196,14 @@ def claim(
             record_claim(cursor, key, request, before=before, epoch=epoch)
             return epoch
     except errors.UniqueViolation:
-        raise _in_progress(connection, settings) from None
+        raise in_progress(connection, settings) from None
+
+
+def _ended_meanwhile(key: UUID, status: str | None) -> OperationStateError:
+    return OperationStateError(
+        f"What was asked for is over: operation {key} is {status or 'unknown'}. This run changed "
+        f"nothing; `assetclass resume {key}` goes on with it where that can be."
+    )
 
 
 def _tell_who_resumed(
@@ -203,7 +220,8 @@ def _tell_who_resumed(
     )
 
 
-def _creation(key: UUID, request: OperationRequest) -> dict[str, object]:
+def creation_of(key: UUID, request: OperationRequest) -> dict[str, object]:
+    """What the statement `create` is bound to: the row of an operation that is asked for."""
     return {
         "correction_id": key,
         "kind": request.kind.value,
@@ -221,9 +239,13 @@ def _creation(key: UUID, request: OperationRequest) -> dict[str, object]:
     }
 
 
-def _check_claimable(
-    cursor: psycopg.Cursor[TupleRow], key: UUID, status: Status, *, again: bool
+def check_claimable(
+    cursor: psycopg.Cursor[TupleRow], key: UUID, status: Status, *, again: bool = False
 ) -> None:
+    """Return when an operation of this `status` may go on.
+
+    Raises OperationStateError, and OperationInProgressError where a process works on it.
+    """
     if status in RESUMABLE or status is Status.REQUESTED:
         _check_not_undone(cursor, key)
         return
@@ -270,7 +292,8 @@ def _check_same_kind(
         )
 
 
-def _interrupt_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
+def end_abandoned(connection: Connection[TupleRow], settings: Settings) -> None:
+    """An operation whose process is gone ends as interrupted, so that it keeps nobody out."""
     statement = query("operation", "interrupt_abandoned", is_abandoned=is_abandoned())
     with transaction(connection, settings) as cursor:
         for (correction_id,) in cursor.execute(statement, silence_limits(settings)).fetchall():
@@ -283,14 +306,15 @@ def refuse_while_active(connection: Connection[TupleRow], settings: Settings) ->
     For surfaces that refuse before they start anything; the proof is the claim. Raises
     OperationInProgressError naming the active one.
     """
-    _interrupt_abandoned(connection, settings)
+    end_abandoned(connection, settings)
     with transaction(connection, settings, read_only=True) as cursor:
         active = cursor.execute(query("operation", "active")).fetchone()
     if active is not None:
-        raise _in_progress(connection, settings)
+        raise in_progress(connection, settings)
 
 
-def _in_progress(connection: Connection[TupleRow], settings: Settings) -> OperationInProgressError:
+def in_progress(connection: Connection[TupleRow], settings: Settings) -> OperationInProgressError:
+    """The error that names the active operation."""
     with transaction(connection, settings, read_only=True) as cursor:
         row = cursor.execute(query("operation", "active")).fetchone()
     active = str(row[0]) if row else "unknown"

@@ -49,7 +49,12 @@ def named_or_active(
 
 
 def ask_to_cancel(
-    connection: Connection[TupleRow], settings: Settings, correction_id: str, *, by: str
+    connection: Connection[TupleRow],
+    settings: Settings,
+    correction_id: str,
+    *,
+    by: str,
+    correlation_id: str | None = None,
 ) -> Operation:
     """Ask an active operation to stop between two batches; a requested one ends at once.
 
@@ -58,14 +63,19 @@ def ask_to_cancel(
     operation = _active(connection, settings, correction_id, "cancelled")
     with transaction(connection, settings) as cursor:
         ended = cursor.execute(query("control", "cancel_requested"), _key(operation)).rowcount
-        _ask(cursor, operation, "cancel", by)
+        _ask(cursor, operation, "cancel", by, correlation_id)
         if ended:
             note_end(cursor, as_uuid(correction_id), Actor.of_requester(by))
     return get_operation(connection, settings, correction_id)
 
 
 def ask_to_pause(
-    connection: Connection[TupleRow], settings: Settings, correction_id: str, *, by: str
+    connection: Connection[TupleRow],
+    settings: Settings,
+    correction_id: str,
+    *,
+    by: str,
+    correlation_id: str | None = None,
 ) -> Operation:
     """Ask a running operation to stay between two batches, its rows unlocked, until resumed.
 
@@ -78,12 +88,17 @@ def ask_to_pause(
             raise OperationStateError(
                 f"Operation {correction_id} {state}; only a running one can be paused."
             )
-        _ask(cursor, operation, "pause", by)
+        _ask(cursor, operation, "pause", by, correlation_id)
     return get_operation(connection, settings, correction_id)
 
 
 def ask_to_resume(
-    connection: Connection[TupleRow], settings: Settings, correction_id: str, *, by: str
+    connection: Connection[TupleRow],
+    settings: Settings,
+    correction_id: str,
+    *,
+    by: str,
+    correlation_id: str | None = None,
 ) -> Operation:
     """Let a paused operation go on.
 
@@ -95,7 +110,7 @@ def ask_to_resume(
             raise OperationStateError(
                 f"Operation {correction_id} is {operation.status} and not paused."
             )
-        _ask(cursor, operation, "run", by)
+        _ask(cursor, operation, "run", by, correlation_id)
     return get_operation(connection, settings, correction_id)
 
 
@@ -147,17 +162,36 @@ def _wish(cursor: Cursor[TupleRow], operation: Operation) -> str:
     return str(row[0]) if row else "run"
 
 
-def _ask(cursor: Cursor[TupleRow], operation: Operation, wanted: Wish, by: str) -> None:
+def _ask(
+    cursor: Cursor[TupleRow],
+    operation: Operation,
+    wanted: Wish,
+    by: str,
+    correlation_id: str | None,
+) -> None:
     cursor.execute(query("control", "ask"), {**_key(operation), "wanted": wanted, "wanted_by": by})
     event = {"run": "resume_requested", "pause": "pause_requested", "cancel": "cancel_requested"}
-    _remember(cursor, operation, event[wanted], by, {})
+    _remember(cursor, operation, event[wanted], by, {}, correlation_id=correlation_id)
 
 
 def _remember(
-    cursor: Cursor[TupleRow], operation: Operation, event: str, by: str, details: dict[str, object]
+    cursor: Cursor[TupleRow],
+    operation: Operation,
+    event: str,
+    by: str,
+    details: dict[str, object],
+    *,
+    correlation_id: str | None = None,
 ) -> None:
     cursor.execute(
         query("control", "remember"),
         {**_key(operation), "event": event, "actor": by, "details": Jsonb(details)},
     )
-    record_wish(cursor, operation.correction_id, _ACTIONS[event], by, details)
+    record_wish(
+        cursor,
+        operation.correction_id,
+        _ACTIONS[event],
+        by,
+        details,
+        correlation_id=correlation_id,
+    )

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import connect, scan, transaction
@@ -65,7 +67,7 @@ from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline.settings import Settings
 
-__all__ = ["CorrectionRequest", "correct", "plan"]
+__all__ = ["CorrectionRequest", "correct", "look_before", "plan"]
 
 # Rows that a feed adds in mid-run are planned after the first verification; then the next night's.
 LATE_PASSES = 2
@@ -170,13 +172,23 @@ def _begun(
 
 def _looked_at(dsn: str, settings: Settings, options: CorrectionOptions) -> MarketTables:
     with connect(dsn, settings, purpose="preflight") as connection:
-        require_schema(connection)
-        tables = inspect_market_tables(connection, settings, for_writing=not options.dry_run)
-        refuse_what_would_do_harm(connection, tables, settings, options)
-        if not (options.create_backup or options.dry_run):
-            # Its rows are archived at the end; better refused now than failed then.
-            require_directory(settings)
-        return tables
+        return look_before(connection, settings, options)
+
+
+def look_before(
+    connection: Connection[TupleRow], settings: Settings, options: CorrectionOptions
+) -> MarketTables:
+    """The market tables, when a correction of them may be asked for.
+
+    Raises SchemaNotReadyError, MarketTablesError, PreflightRefusedError and ArchiveError.
+    """
+    require_schema(connection)
+    tables = inspect_market_tables(connection, settings, for_writing=not options.dry_run)
+    refuse_what_would_do_harm(connection, tables, settings, options)
+    if not (options.create_backup or options.dry_run):
+        # Its rows are archived at the end; better refused now than failed then.
+        require_directory(settings)
+    return tables
 
 
 def _as_begun(holder: Holder) -> tuple[CorrectionOptions, TimeRange, object]:

@@ -7,6 +7,7 @@ Belongs here: reading. Does not: claiming an operation (claiming.py), asking som
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -58,19 +59,33 @@ def get_operation(
     return found[0]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an operation stands in the list of all of them, the newest first."""
+
+    requested_at: datetime
+    correction_id: str
+
+
 def operation_status(
     connection: Connection[TupleRow],
     settings: Settings,
     *,
     most: int = 20,
     include_all: bool = False,
+    older_than: Place | None = None,
 ) -> OperationStatus:
-    """The active operation and the `most` newest ended ones.
+    """The active operation and the `most` newest ended ones, of those `older_than` some other.
 
     Ended ones are those that changed rows; `include_all` adds dry runs, no-ops and failures.
     """
     active = _show(connection, settings, Condition(query("operation", "active_one")), most=1)
     ended = Condition(query("operation", "that_ended" if include_all else "that_changed_rows"))
+    if older_than is not None:
+        ended = Condition(
+            query("operation", "older", chosen=ended.text),
+            {"than": older_than.requested_at, "than_id": as_uuid(older_than.correction_id)},
+        )
     return OperationStatus(
         is_running=bool(active),
         current_operation=active[0] if active else None,

@@ -65,7 +65,8 @@ from assetclass_pipeline.settings import Settings
 class RollbackRequest:
     """Who asks to undo which correction; `correction_id` is the rollback's own.
 
-    The same request again resumes a rollback that was cut off, with the options of its beginning.
+    The same request again resumes a rollback that was cut off, with the options of its beginning;
+    with `only_while_active` it takes up what was asked for before, unless that was cancelled since.
     """
 
     correction_id: str
@@ -77,6 +78,7 @@ class RollbackRequest:
     run_id: str | None = None
     retry_of: str | None = None
     stop_at: datetime | None = None
+    only_while_active: bool = False
 
     @property
     def kind(self) -> Kind:

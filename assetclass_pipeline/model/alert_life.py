@@ -192,6 +192,11 @@ def is_about_the_end(occasion: str) -> bool:
     return occasion.startswith("resolved ")
 
 
+def is_about_a_return(occasion: str) -> bool:
+    """Whether that occasion is that an alert was reopened, which the cool-down puts off."""
+    return occasion.startswith("reopened ")
+
+
 def change(case: Case, finding: Finding, at: Circumstances) -> Change:
     """What a finding does to the newest alert of its cause.
 

@@ -28,7 +28,9 @@ One trouble is one alert. Three checks of `quality_report` are conditions of the
 measurement comes an evaluation of `quality_score_at_least_90` and `quality_did_not_degrade`, and
 the measurement is judged for them, because it also knows the baseline; so is `orphaned_below_5`
 once HIGH_ORPHANED_RECORDS is reached. An evaluation that was reported without a run has no
-measurement and is judged itself, into the same cause. A cancelled operation is no failure, an
+measurement and is judged itself, into the same cause. A check that could not be computed is told of
+by its run, a run by its operation or the blocking check that stopped it, and a component by the
+alert that speaks of the same (TOLD_ELSEWHERE). A cancelled operation is no failure, an
 operation whose window closed is no violation, and a dry run proves nothing.
 """
 
@@ -47,7 +49,7 @@ INTEGRITY_REPORT: Final = "integrity_report"
 QUALITY_SCORE_CHECK: Final = "quality_score_at_least_90"
 DEGRADATION_CHECK: Final = "quality_did_not_degrade"
 ORPHANED_CHECK: Final = "orphaned_below_5"
-_GRAVE_CHECKS: Final = frozenset({"no_row_lost_or_invented", "backup_is_complete"})
+GRAVE_CHECKS: Final = frozenset({"no_row_lost_or_invented", "backup_is_complete"})
 
 LOW_DATA_QUALITY: Final = "low_data_quality"
 DATA_QUALITY_DEGRADED: Final = "data_quality_degraded"
@@ -55,6 +57,14 @@ HIGH_ORPHANED_RECORDS: Final = "high_orphaned_records"
 SERVICE: Final = "service"
 # So many unhealthy components are one SERVICE_DEGRADED instead of an alert each.
 _DEGRADED: Final = 2
+
+TOLD_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
+    "operation": ("operation_failed:", "sla:"),
+    "requests": ("sla:",),
+    "sensors": ("tick:",),
+    "schedules": ("tick:",),
+}
+"""Components that are not judged while an alert is open whose cause begins like this."""
 
 _GUIDES_CHECKS: Final = {
     QUALITY_SCORE_CHECK: (LOW_DATA_QUALITY, AlertType.LOW_DATA_QUALITY),
@@ -83,7 +93,10 @@ class AlertLimits:
 
 @dataclass(frozen=True)
 class CheckFacts:
-    """One evaluation of an asset check; `value` is what it measured, where that is one number."""
+    """One evaluation of an asset check; `value` is what it measured, where that is one number.
+
+    One that could not be computed failed with the step that should have done it.
+    """
 
     asset: str
     check: str
@@ -94,6 +107,7 @@ class CheckFacts:
     partition: str | None = None
     value: float | None = None
     numbers: Mapping[str, object] = field(default_factory=dict)
+    computed: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,9 @@ class ComponentFacts:
 
 def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
     """What one evaluation of an asset check means; the order of evaluations is the caller's."""
+    if not facts.computed and facts.run_id:
+        # Its run fails for the same reason, and says it once for all checks of the step.
+        return []
     on_quality = facts.asset == QUALITY_REPORT
     if on_quality and facts.check in _GUIDES_CHECKS:
         cause, alert_type = _GUIDES_CHECKS[facts.check]
@@ -157,7 +174,7 @@ def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
 
 
 def _severity(facts: CheckFacts) -> Severity:
-    if facts.check in _GRAVE_CHECKS:
+    if facts.check in GRAVE_CHECKS:
         return Severity.HIGH
     return Severity.MEDIUM if facts.is_error else Severity.LOW
 
@@ -223,6 +240,11 @@ def judge_components(
     `unresolved` are the causes of alerts that are open; a component's stays until it is well,
     whatever the others do.
     """
+    components = {
+        name: one
+        for name, one in components.items()
+        if not any(cause.startswith(TOLD_ELSEWHERE.get(name, ())) for cause in unresolved)
+    }
     failing = {name: one for name, one in components.items() if not one.is_healthy}
     steady = {name: one for name, one in failing.items() if name in failed_before}
     findings = [
@@ -239,7 +261,7 @@ def judge_components(
     elif len(failing) == 1 and steady:
         [(name, one)] = steady.items()
         findings.append(_component(name, one))
-    # What is no component any more can never get well.
+    # What is not judged any more can never get well.
     gone = {
         cause
         for cause in unresolved

@@ -144,7 +144,8 @@ class Operation(WireModel):
     held it (`next_process`: it lay between two processes); `quarantined`, `conflicts` and `events`
     hold the first and the newest ones. Of a rollback, `records_restored` counts the rows that have
     their old value back by its doing or had it already, `records_conflicting` those that somebody
-    changed or deleted since the correction; both are None of a correction.
+    changed or deleted since the correction; both are None of a correction. `correlation_id` is
+    of the HTTP request that asked for it.
     """
 
     correction_id: str
@@ -194,6 +195,7 @@ class Operation(WireModel):
     estimate_error_percent: float | None
     reference_hash: str | None
     window_ends_at: Moment | None
+    correlation_id: str | None = None
 
     @property
     def is_active(self) -> bool:

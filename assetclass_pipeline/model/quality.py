@@ -111,6 +111,7 @@ class Thresholds(BaseModel):
         1, ge=0, le=100, description="at most so many points of quality score lost between reports"
     )
     error_rate: float = Field(5, ge=0, le=100, description="at most, percent of attempted rows")
+    success_rate: float = Field(95, ge=0, le=100, description="at least, percent of what ended")
     duration: float = Field(7200, gt=0, description="seconds at most")
 
     completeness_warn: float | None = Field(None, ge=0, le=100, description="an earlier warning")

@@ -35,15 +35,26 @@ class QualityFacts:
     orphaned_symbols: tuple[Mapping[str, object], ...] = ()
 
 
-def judge_quality(facts: QualityFacts, past: Sequence[float], limits: AlertLimits) -> list[Finding]:
+def judge_quality(
+    facts: QualityFacts, past: Sequence[float], limits: AlertLimits, *, last: float | None
+) -> list[Finding]:
     """What the newest measurement means.
 
-    `past` are the quality scores of earlier ones of the same size class, oldest first. With too
-    few of them for a baseline it is compared with the last one, as the asset check does it.
+    `past` are the quality scores of earlier ones of the same size class, `last` is that of the one
+    before it, of whatever size. With too few for a baseline it is compared with that one, as the
+    asset check does it.
     """
+    found = judge(
+        facts.quality_score,
+        past,
+        worse="lower",
+        least=limits.baseline_least,
+        deviations=limits.baseline_deviations,
+        floor=limits.degradation,
+    )
     return [
         _low_quality(facts, limits),
-        _degraded(facts, past, limits),
+        _degraded(facts, found or _against_last(facts.quality_score, last, limits)),
         _orphaned(facts, limits),
     ]
 
@@ -95,15 +106,7 @@ def _low_quality(facts: QualityFacts, limits: AlertLimits) -> Finding:
     )
 
 
-def _degraded(facts: QualityFacts, past: Sequence[float], limits: AlertLimits) -> Finding:
-    found = judge(
-        facts.quality_score,
-        past,
-        worse="lower",
-        least=limits.baseline_least,
-        deviations=limits.baseline_deviations,
-        floor=limits.degradation,
-    ) or _against_last(facts.quality_score, past, limits)
+def _degraded(facts: QualityFacts, found: Judgement) -> Finding:
     lost = found.median - facts.quality_score
     usual = f"{found.median:.2f} % ({'median of ' if found.runs > 1 else ''}{found.runs} before)"
     return _of_measurement(
@@ -125,10 +128,11 @@ def _degraded(facts: QualityFacts, past: Sequence[float], limits: AlertLimits) -
     )
 
 
-def _against_last(score: float, past: Sequence[float], limits: AlertLimits) -> Judgement:
-    last = past[-1] if past else score
-    limit = last - limits.degradation
-    return Judgement(score, last, 0.0, limit, min(1, len(past)), is_unusual=score < limit)
+def _against_last(score: float, last: float | None, limits: AlertLimits) -> Judgement:
+    before = score if last is None else last
+    limit = before - limits.degradation
+    runs = 0 if last is None else 1
+    return Judgement(score, before, 0.0, limit, runs, is_unusual=score < limit)
 
 
 def _orphaned(facts: QualityFacts, limits: AlertLimits) -> Finding:

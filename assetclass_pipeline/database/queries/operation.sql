@@ -163,7 +163,7 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
             THEN extract(epoch FROM {silence})::float8 END AS silent_seconds,
        o.status IN ('running', 'paused') AND coalesce({is_abandoned}, false) AS abandoned,
        h.pacing, h.throttle, o.preflight, o.estimate, o.estimate_error_percent, o.reference_hash,
-       o.stop_at AS window_ends_at, (o.plan ->> 'batch_size')::bigint AS first_batch_size,
+       o.stop_at AS window_ends_at, o.correlation_id, (o.plan ->> 'batch_size')::bigint AS first_batch_size,
        -- A batch never spans two leaves, so each of them ends with a shorter one.
        (SELECT sum(ceil((segment.last_seq - segment.first_seq + 1)::numeric
                         / (o.plan ->> 'batch_size')::bigint))::bigint
@@ -186,7 +186,7 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS records_conflicting FROM assetclass.operation_conflict c
     WHERE c.correction_id = o.correction_id) conflicts
 WHERE {chosen}
-ORDER BY o.requested_at DESC
+ORDER BY o.requested_at DESC, o.correction_id DESC
 LIMIT %(most)s
 
 -- name: flow
@@ -218,6 +218,9 @@ o.status IN ('requested', 'running', 'paused')
 o.status NOT IN ('requested', 'running', 'paused') AND NOT o.dry_run
   AND EXISTS (SELECT FROM assetclass.operation_batch b
               WHERE b.correction_id = o.correction_id AND b.records_corrected > 0)
+
+-- name: older
+{chosen} AND (o.requested_at, o.correction_id) < (%(than)s, %(than_id)s)
 
 -- name: that_ended
 o.status NOT IN ('requested', 'running', 'paused')

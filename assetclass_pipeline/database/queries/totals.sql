@@ -6,16 +6,17 @@ INSERT INTO assetclass.operation_total AS t
     (correction_id, kind, dry_run, status, epoch, started_at, ended_at, idle_seconds,
      duration_seconds, times_failed, times_cancelled, times_timed_out, times_window_closed,
      times_interrupted, records_attempted, records_corrected, records_skipped, records_failed,
-     records_conflicting, batches, batch_seconds, batch_buckets, estimate_error_percent)
+     records_conflicting, batches, batch_milliseconds, batch_buckets, estimate_error_percent)
 SELECT s.correction_id, s.kind, s.dry_run, s.status, s.epoch, s.started_at, s.ended_at,
        s.idle_seconds, s.duration_seconds, s.times_failed, s.times_cancelled, s.times_timed_out,
        s.times_window_closed, s.times_interrupted, s.records_attempted, s.records_corrected,
-       s.records_skipped, s.records_failed, s.records_conflicting, s.batches, s.batch_seconds,
+       s.records_skipped, s.records_failed, s.records_conflicting, s.batches, s.batch_milliseconds,
        s.batch_buckets, s.estimate_error_percent
 FROM assetclass.operation_sums s WHERE s.correction_id = %(correction_id)s
 ON CONFLICT (correction_id) DO UPDATE
 SET status = excluded.status, epoch = excluded.epoch, started_at = excluded.started_at,
-    ended_at = excluded.ended_at, duration_seconds = excluded.duration_seconds,
+    ended_at = excluded.ended_at, idle_seconds = excluded.idle_seconds,
+    duration_seconds = excluded.duration_seconds,
     times_failed = excluded.times_failed, times_cancelled = excluded.times_cancelled,
     times_timed_out = excluded.times_timed_out,
     times_window_closed = excluded.times_window_closed,
@@ -23,14 +24,15 @@ SET status = excluded.status, epoch = excluded.epoch, started_at = excluded.star
     records_attempted = excluded.records_attempted,
     records_corrected = excluded.records_corrected, records_skipped = excluded.records_skipped,
     records_failed = excluded.records_failed, records_conflicting = excluded.records_conflicting,
-    batches = excluded.batches, batch_seconds = excluded.batch_seconds,
+    batches = excluded.batches, batch_milliseconds = excluded.batch_milliseconds,
     batch_buckets = excluded.batch_buckets,
     estimate_error_percent = excluded.estimate_error_percent
 
 -- name: go_on
--- NULL tells a second try of the same claim that the time is counted already.
+-- NULL tells a second try of the same claim that the time is counted already. What was cancelled
+-- before it began has not idled.
 UPDATE assetclass.operation_total
-SET idle_seconds = idle_seconds
-        + greatest(0, extract(epoch FROM clock_timestamp() - ended_at)::double precision),
+SET idle_seconds = idle_seconds + CASE WHEN started_at IS NOT NULL THEN greatest(
+        0, extract(epoch FROM clock_timestamp() - ended_at)::double precision) ELSE 0 END,
     ended_at = NULL
 WHERE correction_id = %(correction_id)s AND ended_at IS NOT NULL

@@ -30,7 +30,7 @@ _UP = (
         records_failed bigint NOT NULL,
         records_conflicting bigint NOT NULL,
         batches bigint NOT NULL,
-        batch_seconds double precision NOT NULL,
+        batch_milliseconds bigint NOT NULL,
         batch_buckets bigint[] NOT NULL,
         estimate_error_percent double precision
     )
@@ -75,9 +75,9 @@ _UP = (
     CREATE VIEW assetclass.operation_sums AS
     SELECT o.correction_id, o.kind, o.dry_run, o.status, o.epoch, o.started_at,
            CASE WHEN NOT now.is_active THEN now.ended END AS ended_at,
-           coalesce(t.idle_seconds, 0) AS idle_seconds,
+           idle.seconds AS idle_seconds,
            greatest(0, extract(epoch FROM now.ended - o.started_at)::double precision
-                       - coalesce(t.idle_seconds, 0)) AS duration_seconds,
+                       - idle.seconds) AS duration_seconds,
            coalesce(t.times_failed, 0)
                + (now.is_new_end AND o.status = 'failed')::integer AS times_failed,
            coalesce(t.times_cancelled, 0)
@@ -98,7 +98,7 @@ _UP = (
            greatest(t.records_conflicting, CASE WHEN now.is_active THEN 0 ELSE
                (SELECT count(*) FROM assetclass.operation_conflict c
                 WHERE c.correction_id = o.correction_id) END) AS records_conflicting,
-           ledger.batches, ledger.batch_seconds, ledger.batch_buckets, o.estimate_error_percent
+           ledger.batches, ledger.batch_milliseconds, ledger.batch_buckets, o.estimate_error_percent
     FROM assetclass.operation o
     LEFT JOIN assetclass.operation_heartbeat h USING (correction_id)
     LEFT JOIN assetclass.operation_total t USING (correction_id)
@@ -111,11 +111,17 @@ _UP = (
                coalesce(CASE WHEN o.status IN ('interrupted', 'planned') THEN h.beat_at END,
                         o.finished_at, clock_timestamp()) AS ended) now
     CROSS JOIN LATERAL (
+        -- What was asked for once more, and ended before anybody took it up, idled all the time.
+        SELECT coalesce(t.idle_seconds, 0)
+               + CASE WHEN now.is_new_end AND t.started_at IS NOT NULL THEN greatest(
+                     0, coalesce(extract(epoch FROM now.ended - t.ended_at), 0)) ELSE 0
+                 END::double precision AS seconds) idle
+    CROSS JOIN LATERAL (
         SELECT coalesce(sum(b.last_seq - b.first_seq + 1) FILTER (WHERE b.pass = 0), 0)::bigint
                    AS records_attempted,
                coalesce(sum(b.records_corrected), 0)::bigint AS records_corrected,
                count(*) AS batches,
-               coalesce(sum(b.duration_ms), 0) / 1000.0::double precision AS batch_seconds,
+               coalesce(sum(b.duration_ms), 0)::bigint AS batch_milliseconds,
                ARRAY[count(*) FILTER (WHERE b.duration_ms <= 50),
                      count(*) FILTER (WHERE b.duration_ms <= 100),
                      count(*) FILTER (WHERE b.duration_ms <= 250),

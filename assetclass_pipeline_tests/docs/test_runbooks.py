@@ -1,0 +1,191 @@
+"""Runbooks are true: each alert has its page, and commands, SQL, settings and links exist."""
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import typer
+from typer.main import get_command, get_group
+
+from assetclass_pipeline.cli.main import COMMANDS
+from assetclass_pipeline.model.alert import AlertType
+from assetclass_pipeline.settings import Settings
+from assetclass_pipeline_tests.market import open_market
+
+DOCS = Path(__file__).parents[2] / "docs"
+RUNBOOKS = DOCS / "runbooks"
+PAGES = [*sorted(RUNBOOKS.glob("*.md")), DOCS / "health.md"]
+# Written by others at the same time; checked like all others as soon as they are there.
+KNOWN_LATER = {"alerts"}
+
+_FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`(assetclass [^`]+)`")
+_LINK = re.compile(r"\]\(([^)]+)\)")
+_SETTING = re.compile(r"ASSETCLASS_([A-Z_]+)")
+
+
+@dataclass(frozen=True)
+class Said:
+    """A command in a page."""
+
+    page: str
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.line}"
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    for name, body in _FENCE.findall(page.read_text(encoding="utf-8")):
+        if name == language:
+            yield body
+
+
+def commands() -> Iterator[Said]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        lines = [line.strip() for body in blocks(page, "console") for line in body.splitlines()]
+        lines += _INLINE.findall(_FENCE.sub("", text))
+        yield from (Said(page.name, line) for line in lines if line.startswith("assetclass "))
+
+
+def problem(line: str) -> str | None:
+    """What the command line of a page would complain of; None when it would run."""
+    _, name, *rest = shlex.split(line.partition(" | ")[0].partition("  #")[0])
+    if name not in COMMANDS:
+        return None if name in KNOWN_LATER else f"no command {name}"
+    place = COMMANDS[name]
+    found = getattr(importlib.import_module(place.module), place.attribute)
+    command: Any
+    if isinstance(found, typer.Typer):
+        command = get_group(found)
+        while rest and hasattr(command, "commands"):
+            if rest[0] not in command.commands:
+                return f"no command {name} {rest[0]}"
+            command = command.commands[rest.pop(0)]
+    else:
+        alone = typer.Typer(add_completion=False)
+        alone.command(name)(found)
+        command = get_command(alone)
+    return problem_of_words(command, rest)
+
+
+def problem_of_words(command: Any, words: list[str]) -> str | None:
+    options = {
+        option: parameter
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("-")
+    }
+    positional = 0
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            positional += 1
+        elif word not in options:
+            return f"no option {word}"
+        elif not options[word].is_flag:
+            if not words:
+                return f"{word} needs a value"
+            words.pop(0)
+    arguments = [parameter for parameter in command.params if parameter.opts[0][0] != "-"]
+    needed = sum(parameter.required for parameter in arguments)
+    if hasattr(command, "commands") and not words and not positional:
+        return None
+    if not needed <= positional <= len(arguments):
+        return f"{positional} arguments, {needed} to {len(arguments)} are taken"
+    return None
+
+
+@pytest.mark.parametrize("alert_type", AlertType)
+def test_every_alert_has_its_page(alert_type: AlertType) -> None:
+    page = (RUNBOOKS / alert_type.runbook).read_text(encoding="utf-8")
+    assert page.startswith(f"# {alert_type}\n\n**{alert_type.severity.value.capitalize()}")
+    for part in ("## Do\n", "## Call\n", "## Do not\n"):
+        assert part in page, part
+    index = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
+    row = f"| [{alert_type}]({alert_type.runbook}) | {alert_type.severity.value} |"
+    assert row in index
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
+    for page in RUNBOOKS.glob("*.md"):
+        assert page.name == "README.md" or f"({page.name}" in index, page.name
+
+
+@pytest.mark.parametrize("said", sorted(set(commands()), key=str), ids=str)
+def test_every_command_exists(said: Said) -> None:
+    line = said.line
+    # A command may be mentioned without the argument that only its example has.
+    complaint = problem(line)
+    assert complaint is None or (
+        complaint.startswith("0 arguments") and len(shlex.split(line)) == 2
+    ), complaint
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("assetclass resume ID", None),
+        ("assetclass fly", "no command fly"),
+        ("assetclass backups fly", "no command backups fly"),
+        ("assetclass status --fast", "no option --fast"),
+        ("assetclass rollback ID --reason", "--reason needs a value"),
+        ("assetclass backups hold --reason TEXT", "0 arguments, 1 to 1 are taken"),
+        ("assetclass status --json | jq .", None),
+    ],
+)
+def test_the_check_of_commands_checks(line: str, complaint: str | None) -> None:
+    assert problem(line) == complaint
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def exists(setting: str) -> bool:
+    first, _, rest = setting.lower().partition("__")
+    field = Settings.model_fields.get(first)
+    if field is None:
+        return False
+    return not rest or rest in getattr(field.annotation, "model_fields", {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_exists(page: Path) -> None:
+    for setting in _SETTING.findall(page.read_text(encoding="utf-8")):
+        assert exists(setting), setting
+
+
+def test_every_statement_runs(database_url: str) -> None:
+    with open_market(database_url), psycopg.connect(database_url, autocommit=True) as session:
+        session.execute(
+            "CREATE TABLE market_data_backup_YYYYMMDD_HHMMSS (id int, asset_class text)"
+        )
+        ran = 0
+        for page in PAGES:
+            for body in blocks(page, "sql"):
+                statement = body.replace("CORRECTION_ID", "11111111-2222-4333-8444-555555555555")
+                session.execute(statement.encode())
+                ran += 1
+        assert ran >= 10
