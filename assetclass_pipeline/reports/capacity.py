@@ -265,6 +265,10 @@ def _findings(report: CapacityReport) -> list[str]:
             f"At this growth the data disk is full in {days.low:,.0f} to {days.high:,.0f} days: "
             "add room, or move old partitions."
         )
+    if report.disk_free_bytes is None:
+        said.append(
+            "The server's disk cannot be seen from here: compare this growth with what it has free."
+        )
     if report.wal_of_largest > report.max_wal_bytes:
         said.append(
             f"The largest operation wrote about {in_bytes(report.wal_of_largest)} of WAL, more "

@@ -94,6 +94,7 @@ class TestChecks:
         pages = {f"docs/runbooks/{kind.runbook}" for kind in AlertType}
         for rule in rules():
             assert rule["annotations"]["runbook"] in pages
+            assert (ROOT / rule["annotations"]["runbook"]).exists()
             assert rule["labels"]["severity"] in {"high", "medium", "low"}
             assert rule["annotations"]["summary"]
 
