@@ -12,9 +12,14 @@ from assetclass_pipeline.defs.assets.correction import correction_assets
 from assetclass_pipeline.defs.assets.quality import integrity_report_asset, quality_report_asset
 from assetclass_pipeline.defs.assets.sources import source_specs
 from assetclass_pipeline.defs.checks import reference_is_sound
-from assetclass_pipeline.defs.health import health_check_job, health_check_schedule
+from assetclass_pipeline.defs.health import (
+    health_check_job,
+    health_check_schedule,
+    health_for_alerts,
+)
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
+from assetclass_pipeline.defs.reporting import REPORT_JOBS, report_schedules
 from assetclass_pipeline.defs.resources import (
     CALENDAR,
     CORRECTION_OPTIONS,
@@ -72,6 +77,7 @@ def build_defs(
             backup_cleanup_job,
             recovery_drill_job,
             health_check_job,
+            *REPORT_JOBS,
         ],
         schedules=[
             nightly_correction_schedule(settings),
@@ -79,6 +85,7 @@ def build_defs(
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
             health_check_schedule(settings),
+            *report_schedules(settings),
         ],
         sensors=[
             operation_requests,
@@ -86,7 +93,7 @@ def build_defs(
             asset_check_alerts,
             run_failure_alerts,
             operation_alerts,
-            service_health_alerts_sensor(None),
+            service_health_alerts_sensor(health_for_alerts),
             self_healing_correction,
         ],
         resources={

@@ -61,8 +61,8 @@ class Framing:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        said = Headers(scope=scope).get(CORRELATION_HEADER, "")
-        own = said if _CORRELATION_ID.fullmatch(said) else str(uuid.uuid4())
+        said = Headers(scope=scope).get(CORRELATION_HEADER)
+        own = said if said and _CORRELATION_ID.fullmatch(said) else str(uuid.uuid4())
         scope.setdefault("state", {})["correlation_id"] = own
         reset = source.set(Source(_address(scope), own))
         answered = _Answered(send, own)
@@ -83,11 +83,11 @@ class Framing:
             _log(scope, answered)
             source.reset(reset)
 
-    def _admit(self, scope: Scope, said: str) -> None:
+    def _admit(self, scope: Scope, said: str | None) -> None:
         if self._open > self.most:
             raise ServerBusyError(f"{self.most} requests are open already: try again in a moment.")
         self.limits.count_address(_address(scope))
-        if said and _CORRELATION_ID.fullmatch(said) is None:
+        if said is not None and _CORRELATION_ID.fullmatch(said) is None:
             raise InvalidOptionsError(
                 f"{CORRELATION_HEADER}: write up to 128 letters, digits, and . _ : / + = @ -"
             )

@@ -23,7 +23,6 @@ from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.engine.audit import (
     Asker,
-    record_end,
     record_refusal,
     record_wish,
 )
@@ -39,6 +38,7 @@ from assetclass_pipeline.engine.claiming import (
 )
 from assetclass_pipeline.engine.control import ask_to_resume
 from assetclass_pipeline.engine.correction import look_before
+from assetclass_pipeline.engine.ending import note_end
 from assetclass_pipeline.engine.operations import active_id, as_uuid, get_operation
 from assetclass_pipeline.engine.retry import is_transient
 from assetclass_pipeline.engine.rollback import RollbackRequest
@@ -222,7 +222,7 @@ def end_request(
     with transaction(connection, settings) as cursor:
         ended = bool(cursor.execute(query("request", "end_waiting"), values).rowcount)
         if ended:
-            record_end(cursor, as_uuid(request.correction_id), Actor.system())
+            note_end(cursor, as_uuid(request.correction_id), Actor.system())
     return ended
 
 

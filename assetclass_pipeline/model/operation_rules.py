@@ -102,14 +102,16 @@ def _incident(facts: OperationFacts) -> str:
     return f"{facts.correction_id} {facts.epoch - taken_away}"
 
 
-def _about(facts: OperationFacts, **numbers: object) -> dict[str, object]:
+def _about(
+    facts: OperationFacts, *, incident: str | None = None, **numbers: object
+) -> dict[str, object]:
     known = {
         "kind": facts.kind.value,
         "status": facts.status.value,
         "phase": facts.phase or None,
         "requestedBy": facts.requested_by or None,
         **numbers,
-        INCIDENT: _incident(facts),
+        INCIDENT: incident or _incident(facts),
     }
     return {name: value for name, value in known.items() if value is not None}
 
@@ -188,7 +190,14 @@ def _too_long(facts: OperationFacts, limit: float) -> Finding:
             f"{facts.kind.capitalize()} {facts.correction_id} {state} "
             f"{facts.running_seconds:,.0f} s, limit {limit:,.0f} s."
         ),
-        details=_about(facts, value=round(facts.running_seconds, 1), limit=limit, unit="seconds"),
+        details=_about(
+            facts,
+            # All its tries together run too long, and once.
+            incident=facts.correction_id,
+            value=round(facts.running_seconds, 1),
+            limit=limit,
+            unit="seconds",
+        ),
         correction_id=facts.correction_id,
         run_id=facts.run_id,
     )
@@ -297,9 +306,9 @@ def _performance(facts: OperationFacts, limits: AlertLimits) -> Finding | None:
             f"{1000 * found.value:.3g} ms a row, median of {found.runs} earlier ones "
             f"{1000 * found.median:.3g} ms, limit {1000 * found.limit:.3g} ms."
         ),
-        details=_about(
+        details=found.numbers
+        | _about(
             facts,
-            **found.numbers,
             unit="seconds per row",
             workSeconds=round(facts.work_seconds, 1),
             secondsLost=round(lost, 1),

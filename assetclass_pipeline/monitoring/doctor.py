@@ -12,7 +12,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-import apprise
 import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -31,6 +30,7 @@ from assetclass_pipeline.model.backup import BackupState
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.preflight import Severity as Weight
 from assetclass_pipeline.model.wire import Moment, WireModel
+from assetclass_pipeline.monitoring.channels import understood
 from assetclass_pipeline.monitoring.health import Health
 from assetclass_pipeline.settings import Settings, settings_in_effect, unknown_variables
 
@@ -90,6 +90,8 @@ _MENDS: Final = {
     "ASSETCLASS_HEALTH__MAY_BE_OFF",
     "schedules": "Dagster UI, Automation: switch it on, or read its last tick; on purpose: "
     "ASSETCLASS_HEALTH__MAY_BE_OFF",
+    "ticks": "Dagster UI, Automation, the name, Ticks: read the error; see "
+    "docs/runbooks/tick-failed.md",
 }
 
 
@@ -279,7 +281,9 @@ def _next_correction(connection: Connection[TupleRow], settings: Settings) -> It
         subject=subject,
         verdict=Verdict.FINE if records is not None else Verdict.NOTE,
         message=f"It would change {rows} rows, by the newest measurement.",
-        mend=None if records is not None else "assetclass analyze measures",
+        mend=None
+        if records is not None
+        else "launch data_quality_job in the Dagster UI: it measures",
     )
 
 
@@ -296,13 +300,10 @@ def examine_channels(settings: Settings) -> Iterator[Finding]:
         )
         return
     for channel in channels:
-        url = channel.url.get_secret_value()
-        if apprise.Apprise.instantiate(url, suppress_exceptions=True) is None:
+        problem = understood(channel)
+        if problem is not None:
             yield Finding(
-                subject="channels",
-                verdict=Verdict.TROUBLE,
-                message=f"The URL of channel {channel.name} is not understood.",
-                mend=mend,
+                subject="channels", verdict=Verdict.TROUBLE, message=f"{problem}", mend=mend
             )
         else:
             heard = ", ".join(sorted(channel.severities))

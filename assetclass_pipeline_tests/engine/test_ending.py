@@ -1,21 +1,29 @@
 """The total that an end leaves: exact, once per end, and never less after a resume."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from psycopg.rows import dict_row
 
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.engine import ending
 from assetclass_pipeline.engine.claiming import claim, refuse_while_active
 from assetclass_pipeline.engine.control import ask_to_cancel
 from assetclass_pipeline.engine.correction import correct
 from assetclass_pipeline.engine.ending import note_end
+from assetclass_pipeline.engine.requests import (
+    end_request,
+    request_correction,
+    resume,
+    waiting_request,
+)
 from assetclass_pipeline.errors import CorrectionFailedError
 from assetclass_pipeline.model.audit import Actor
-from assetclass_pipeline.model.operation import Operation, Phase
+from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline_tests.engine.runs import (
     broken_after,
     correct_now,
@@ -41,6 +49,19 @@ def total_of(market: Market, correction_id: str) -> dict[str, Any]:
 def ends_of(market: Market, correction_id: str) -> dict[str, int]:
     total = total_of(market, correction_id)
     return {end: total[f"times_{end}"] for end in ENDS if total[f"times_{end}"]}
+
+
+def an_hour_ago(market: Market) -> None:
+    """All that happened so far."""
+    market.execute(
+        "UPDATE assetclass.operation SET requested_at = requested_at - interval '1 hour',"
+        " started_at = started_at - interval '1 hour',"
+        " finished_at = finished_at - interval '1 hour'"
+    )
+    market.execute(
+        "UPDATE assetclass.operation_total SET started_at = started_at - interval '1 hour',"
+        " ended_at = ended_at - interval '1 hour'"
+    )
 
 
 def test_a_correction_and_its_rollback_leave_what_their_ledgers_say(market: Market) -> None:
@@ -101,7 +122,7 @@ def test_a_claim_whose_answer_was_lost_idles_once(market: Market) -> None:
     request = request_of()
     with broken_after(market, 0), pytest.raises(CorrectionFailedError):
         correct_now(market, request)
-    market.execute("UPDATE assetclass.operation_total SET ended_at = ended_at - interval '1 hour'")
+    an_hour_ago(market)
     with connect(market.dsn, market.settings, purpose="test") as connection:
         for again in (False, True):
             claim(connection, market.settings, request, again=again)
@@ -175,16 +196,55 @@ def test_who_was_found_dead_worked_until_last_heard_of(market: Market) -> None:
 
 
 def test_a_request_that_is_cancelled_never_began(market: Market) -> None:
-    correction_id = str(uuid4())
-    market.execute(
-        "INSERT INTO assetclass.operation (correction_id, kind, status, phase, dry_run, options,"
-        " requested_by) VALUES (%s, 'correction', 'requested', 'starting', false, '{{}}', 'x')",
-        values=(correction_id,),
-    )
+    request = request_of()
     with connect(market.dsn, market.settings, purpose="test") as connection:
-        ask_to_cancel(connection, market.settings, correction_id, by="anna")
-    assert ends_of(market, correction_id) == {"cancelled": 1}
-    assert total_of(market, correction_id)["started_at"] is None
+        asked = request_correction(connection, market.settings, request)
+        ask_to_cancel(connection, market.settings, asked.correction_id, by="anna")
+    assert ends_of(market, request.correction_id) == {"cancelled": 1}
+    assert total_of(market, request.correction_id)["started_at"] is None
+    an_hour_ago(market)
+    done = correct_now(market.fill(20), request)
+    total = total_of(market, request.correction_id)
+    assert (total["idle_seconds"], total["times_cancelled"]) == (0, 1)
+    assert total["duration_seconds"] == pytest.approx(done.duration_seconds)
+
+
+def test_what_was_asked_for_again_and_cancelled_idled_all_the_time(market: Market) -> None:
+    market.fill(20)
+    request = request_of()
+    with broken_after(market, 0), pytest.raises(CorrectionFailedError):
+        correct_now(market, request)
+    an_hour_ago(market)
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        resume(connection, market.settings, request.correction_id, by="anna")
+        ask_to_cancel(connection, market.settings, request.correction_id, by="anna")
+    assert ends_of(market, request.correction_id) == {"failed": 1, "cancelled": 1}
+    total = total_of(market, request.correction_id)
+    assert 3600 <= total["idle_seconds"] < 3660
+    assert total["duration_seconds"] < 60
+
+
+def test_a_request_that_is_given_up_leaves_its_total(market: Market) -> None:
+    request = request_of()
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        request_correction(connection, market.settings, request)
+        waiting = waiting_request(connection, market.settings)
+        assert waiting is not None
+        end_request(
+            connection, market.settings, waiting, Status.FAILED, code="X", message="its run died"
+        )
+    assert ends_of(market, request.correction_id) == {"failed": 1}
+
+
+def test_whoever_ends_an_operation_leaves_its_total() -> None:
+    """An end that only the audit log hears of is missing from the metrics."""
+    engine = Path(ending.__file__).parent
+    alone = [
+        file.name
+        for file in engine.glob("*.py")
+        if "record_end(" in file.read_text(encoding="utf-8")
+    ]
+    assert sorted(alone) == ["audit.py", "ending.py"]
 
 
 @pytest.mark.every_postgres

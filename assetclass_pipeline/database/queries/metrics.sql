@@ -131,8 +131,12 @@ FROM (SELECT count(*) AS notifications_waiting,
 -- name: active
 SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_run,
        o.records_planned, coalesce(h.throttle, '{{}}') AS throttle,
-       extract(epoch FROM clock_timestamp() - coalesce(o.started_at, o.requested_at))
-           ::double precision - coalesce(t.idle_seconds, 0) AS seconds,
+       CASE WHEN o.status = 'requested'
+            THEN extract(epoch FROM clock_timestamp() - coalesce(
+                (SELECT max(r.requested_at) FROM assetclass.operation_request r
+                 WHERE r.correction_id = o.correction_id), o.requested_at))
+            ELSE extract(epoch FROM clock_timestamp() - o.started_at) - coalesce(t.idle_seconds, 0)
+       END::double precision AS seconds,
        CASE WHEN h.holder <> ''
             THEN extract(epoch FROM clock_timestamp() - h.beat_at)::double precision
        END AS heartbeat_age_seconds

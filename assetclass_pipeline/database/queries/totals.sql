@@ -15,7 +15,8 @@ SELECT s.correction_id, s.kind, s.dry_run, s.status, s.epoch, s.started_at, s.en
 FROM assetclass.operation_sums s WHERE s.correction_id = %(correction_id)s
 ON CONFLICT (correction_id) DO UPDATE
 SET status = excluded.status, epoch = excluded.epoch, started_at = excluded.started_at,
-    ended_at = excluded.ended_at, duration_seconds = excluded.duration_seconds,
+    ended_at = excluded.ended_at, idle_seconds = excluded.idle_seconds,
+    duration_seconds = excluded.duration_seconds,
     times_failed = excluded.times_failed, times_cancelled = excluded.times_cancelled,
     times_timed_out = excluded.times_timed_out,
     times_window_closed = excluded.times_window_closed,
@@ -28,9 +29,10 @@ SET status = excluded.status, epoch = excluded.epoch, started_at = excluded.star
     estimate_error_percent = excluded.estimate_error_percent
 
 -- name: go_on
--- NULL tells a second try of the same claim that the time is counted already.
+-- NULL tells a second try of the same claim that the time is counted already. What was cancelled
+-- before it began has not idled.
 UPDATE assetclass.operation_total
-SET idle_seconds = idle_seconds
-        + greatest(0, extract(epoch FROM clock_timestamp() - ended_at)::double precision),
+SET idle_seconds = idle_seconds + CASE WHEN started_at IS NOT NULL THEN greatest(
+        0, extract(epoch FROM clock_timestamp() - ended_at)::double precision) ELSE 0 END,
     ended_at = NULL
 WHERE correction_id = %(correction_id)s AND ended_at IS NOT NULL

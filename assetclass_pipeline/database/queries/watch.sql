@@ -46,6 +46,10 @@ JOIN assetclass.operation o USING (correction_id)
 WHERE a.number > %(after)s AND a.number <= %(horizon)s AND a.action = 'end_operation'
 ORDER BY a.number
 
+-- name: end_of_try
+-- One that went on since then ended for good later than the audit log says.
+least(a.happened_at, coalesce(o.finished_at, a.happened_at))
+
 -- name: running_seconds
 -- Without the time between two processes, and that in which its own window was not open yet.
 greatest(0, coalesce(extract(epoch FROM {until} - o.started_at)::float8, 0)

@@ -75,9 +75,9 @@ _UP = (
     CREATE VIEW assetclass.operation_sums AS
     SELECT o.correction_id, o.kind, o.dry_run, o.status, o.epoch, o.started_at,
            CASE WHEN NOT now.is_active THEN now.ended END AS ended_at,
-           coalesce(t.idle_seconds, 0) AS idle_seconds,
+           idle.seconds AS idle_seconds,
            greatest(0, extract(epoch FROM now.ended - o.started_at)::double precision
-                       - coalesce(t.idle_seconds, 0)) AS duration_seconds,
+                       - idle.seconds) AS duration_seconds,
            coalesce(t.times_failed, 0)
                + (now.is_new_end AND o.status = 'failed')::integer AS times_failed,
            coalesce(t.times_cancelled, 0)
@@ -110,6 +110,12 @@ _UP = (
                -- Who was found dead worked until it was last heard of; who parks has no end yet.
                coalesce(CASE WHEN o.status IN ('interrupted', 'planned') THEN h.beat_at END,
                         o.finished_at, clock_timestamp()) AS ended) now
+    CROSS JOIN LATERAL (
+        -- What was asked for once more, and ended before anybody took it up, idled all the time.
+        SELECT coalesce(t.idle_seconds, 0)
+               + CASE WHEN now.is_new_end AND t.started_at IS NOT NULL THEN greatest(
+                     0, coalesce(extract(epoch FROM now.ended - t.ended_at), 0)) ELSE 0
+                 END::double precision AS seconds) idle
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(b.last_seq - b.first_seq + 1) FILTER (WHERE b.pass = 0), 0)::bigint
                    AS records_attempted,
