@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks setup.py
+SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks deploy setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults check format up bench lock clean
@@ -25,7 +25,7 @@ $(READY): requirements.lock pyproject.toml setup.py
 demo: $(READY)  ## correct real market data on the embedded PostgreSQL
 	@$(BIN)/assetclass demo
 
-up: $(READY)  ## webserver, daemon and database; Ctrl-C stops them all
+up: $(READY)  ## webserver, daemon, API and database; Ctrl-C stops them all
 	@$(BIN)/assetclass up
 
 test: $(READY)  ## all tests, on real PostgreSQL

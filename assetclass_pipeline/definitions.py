@@ -12,9 +12,14 @@ from assetclass_pipeline.defs.assets.correction import correction_assets
 from assetclass_pipeline.defs.assets.quality import integrity_report_asset, quality_report_asset
 from assetclass_pipeline.defs.assets.sources import source_specs
 from assetclass_pipeline.defs.checks import reference_is_sound
-from assetclass_pipeline.defs.health import health_check_job, health_check_schedule, health_of
+from assetclass_pipeline.defs.health import (
+    health_check_job,
+    health_check_schedule,
+    health_for_alerts,
+)
 from assetclass_pipeline.defs.jobs import correction_job, data_quality_job
 from assetclass_pipeline.defs.partitions import monthly_partitions
+from assetclass_pipeline.defs.reporting import REPORT_JOBS, report_schedules
 from assetclass_pipeline.defs.resources import (
     CALENDAR,
     CORRECTION_OPTIONS,
@@ -33,7 +38,7 @@ from assetclass_pipeline.defs.schedules import (
 from assetclass_pipeline.defs.sensors.alert_notifications import alert_notifications
 from assetclass_pipeline.defs.sensors.asset_check_alerts import asset_check_alerts
 from assetclass_pipeline.defs.sensors.operation_alerts import operation_alerts
-from assetclass_pipeline.defs.sensors.operation_requests import operation_requests_sensor
+from assetclass_pipeline.defs.sensors.operation_requests import operation_requests
 from assetclass_pipeline.defs.sensors.run_failure_alerts import run_failure_alerts
 from assetclass_pipeline.defs.sensors.self_healing_correction import self_healing_correction
 from assetclass_pipeline.defs.sensors.service_health_alerts import service_health_alerts_sensor
@@ -72,6 +77,7 @@ def build_defs(
             backup_cleanup_job,
             recovery_drill_job,
             health_check_job,
+            *REPORT_JOBS,
         ],
         schedules=[
             nightly_correction_schedule(settings),
@@ -79,14 +85,15 @@ def build_defs(
             weekly_backup_cleanup_schedule(settings),
             quarterly_recovery_drill_schedule(settings),
             health_check_schedule(settings),
+            *report_schedules(settings),
         ],
         sensors=[
-            operation_requests_sensor(settings),
+            operation_requests,
             alert_notifications,
             asset_check_alerts,
             run_failure_alerts,
             operation_alerts,
-            service_health_alerts_sensor(health_of),
+            service_health_alerts_sensor(health_for_alerts),
             self_healing_correction,
         ],
         resources={

@@ -329,6 +329,12 @@ class TokenExistsError(AssetClassError):
     http_status = 409
 
 
+class ReportFileError(AssetClassError):
+    """A report cannot be written: the file exists, or the directory cannot be used."""
+
+    code = "REPORT_NOT_WRITTEN"
+
+
 class DemoDataError(AssetClassError):
     """The demo's source packages could not be fetched or do not hold what is expected."""
 

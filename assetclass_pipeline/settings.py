@@ -235,6 +235,9 @@ class ApiSettings(BaseModel):
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages of these origins may call; none by default"
     )
+    fallback: bool = Field(
+        True, description="deliver messages, and tell of a daemon or a database that is gone"
+    )
     metrics_public: bool = Field(False, description="Prometheus may scrape without a token")
     oidc: OidcSettings | None = Field(None, description="single sign-on beside our own tokens")
 
@@ -293,6 +296,9 @@ class Settings(BaseSettings):
     archive_retention_days: int = Field(
         2555, ge=1, le=36_500, description="days after which such a file may be removed"
     )
+    reports_directory: Path | None = Field(
+        None, description="where scheduled reports are written; unset: reports under home"
+    )
     recovery_limit_seconds: float = Field(
         1800, gt=0, description="how long a rollback of everything may take, for recovery drills"
     )
@@ -326,6 +332,11 @@ class Settings(BaseSettings):
     def archive(self) -> Path:
         """Directory of the archive's files."""
         return self.archive_directory or self.home / "archive"
+
+    @property
+    def reports(self) -> Path:
+        """Directory of the scheduled reports."""
+        return self.reports_directory or self.home / "reports"
 
     @property
     def webserver_url(self) -> str:

@@ -80,6 +80,7 @@ def test_quick_run_measures_everything(tmp_path: Path) -> None:
         "analysis",
         "nightly question",
         *["scrape"] * 2,
+        *["health"] * 3,
         "tick of asset_check_alerts",
         "tick of run_failure_alerts",
         *["tick of operation_alerts"] * 2,

@@ -1,4 +1,4 @@
-"""What watching costs after years: a scrape of the metrics beside summing the whole ledger up.
+"""What watching costs after years: a scrape of the metrics, a health check, beside bare questions.
 
 Belongs here: reading a long history. Does not: how that is made (history.py).
 """
@@ -12,6 +12,7 @@ from assetclass_pipeline.monitoring.metrics import collect, exposition
 from benchmarks.bench import Bench
 from benchmarks.concurrency import percentile
 from benchmarks.databases import settings_for
+from benchmarks.health import measure_health
 from benchmarks.history import BATCHES, LEDGER_ROWS, build_history
 from benchmarks.measures import Findings, Measure, median_seconds, milliseconds
 
@@ -29,7 +30,7 @@ GROUP BY o.kind, o.status
 
 
 def measure(bench: Bench) -> Findings:
-    """p50 and p99 of a scrape: reading everything and writing it as Prometheus reads it."""
+    """p50 and p99 of a scrape (reading everything, writing it for Prometheus) and of health."""
     ledger = bench.size(LEDGER_ROWS)
     bench.progress(f"Making a ledger of {ledger:,} rows")
     dsn = build_history(bench.databases, _NAME, ledger)
@@ -41,6 +42,8 @@ def measure(bench: Bench) -> Findings:
                 lambda: exposition(collect(connection, settings)),
                 _BRIEFLY if bench.quick else _TIMES,
             )
+        bench.progress("Asking for health")
+        health = measure_health(bench, dsn, f"{_NAME}_dagster")
     finally:
         bench.databases.drop(_NAME)
     history = f"{ledger // BATCHES:,} operations, {ledger:,} ledger rows"
@@ -58,6 +61,7 @@ def measure(bench: Bench) -> Findings:
             for percent in (50, 99)
             for value in (percentile(scrapes, percent),)
         ]
+        + health
     )
 
 

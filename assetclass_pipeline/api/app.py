@@ -26,7 +26,17 @@ from assetclass_pipeline.api.framing import CORRELATION_HEADER, Framing
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.api.oidc import Oidc
 from assetclass_pipeline.api.refusals import Refusals
-from assetclass_pipeline.api.routes import analysis, audit, health, operations, status
+from assetclass_pipeline.api.routes import (
+    alerts,
+    analysis,
+    audit,
+    front_page,
+    health,
+    metrics,
+    operations,
+    status,
+)
+from assetclass_pipeline.api.watch import watching
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import Settings
 
@@ -37,10 +47,12 @@ ROUTERS: tuple[APIRouter, ...] = (
     operations.router,
     status.router,
     audit.router,
+    alerts.router,
+    metrics.router,
     health.router,
 )
 """Calls below the base path."""
-PAGES: tuple[APIRouter, ...] = (openapi.router,)
+PAGES: tuple[APIRouter, ...] = (front_page.router, openapi.router, metrics.page)
 """Whatever stands elsewhere."""
 
 
@@ -74,7 +86,6 @@ def create_app(
     app.state.connections = connections
     app.state.authenticator = Authenticator(connections, limits, refusals, provider)
     app.state.refusals = refusals
-    app.state.dsn = dsn
     for router in routers:
         app.include_router(router, prefix=BASE_PATH, responses=openapi.REFUSALS)
     for page in pages:
@@ -106,7 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     connections: Connections = app.state.connections
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api.threads
     writing = asyncio.create_task(refusals.keep_writing())
-    with health.health_of(settings, app.state.dsn) as app.state.health:
+    with watching(connections) as app.state.watch:
         try:
             yield
         finally:

@@ -295,4 +295,8 @@ def _borrowed(request: Request) -> Iterator[Connection[TupleRow]]:
 
 # Given back before the answer is sent: who reads it slowly holds no connection.
 DatabaseConnection = Annotated[Connection[TupleRow], Depends(_borrowed, scope="function")]
-"""A connection from the pool, in autocommit; transactions are `database.connections`'."""
+"""A connection from the pool, in autocommit; transactions are `database.connections`'.
+
+Parameters of a route are made in their order: name the caller first, so that one who is refused
+takes no connection.
+"""

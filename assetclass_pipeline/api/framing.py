@@ -9,7 +9,6 @@ import logging
 import re
 import time
 import uuid
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +24,9 @@ from assetclass_pipeline.errors import (
     InvalidOptionsError,
     ServerBusyError,
 )
+from assetclass_pipeline.model.audit import Source, source
 
 CORRELATION_HEADER = "X-Correlation-ID"
-
-correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
-"""Of the request at work, for whatever writes a log line meanwhile."""
 
 _LOG = logging.getLogger(__name__)
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
@@ -64,10 +61,10 @@ class Framing:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        said = Headers(scope=scope).get(CORRELATION_HEADER, "")
-        own = said if _CORRELATION_ID.fullmatch(said) else str(uuid.uuid4())
+        said = Headers(scope=scope).get(CORRELATION_HEADER)
+        own = said if said and _CORRELATION_ID.fullmatch(said) else str(uuid.uuid4())
         scope.setdefault("state", {})["correlation_id"] = own
-        reset = correlation_id.set(own)
+        reset = source.set(Source(_address(scope), own))
         answered = _Answered(send, own)
         self._open += 1
         try:
@@ -84,14 +81,13 @@ class Framing:
         finally:
             self._open -= 1
             _log(scope, answered)
-            correlation_id.reset(reset)
+            source.reset(reset)
 
-    def _admit(self, scope: Scope, said: str) -> None:
+    def _admit(self, scope: Scope, said: str | None) -> None:
         if self._open > self.most:
             raise ServerBusyError(f"{self.most} requests are open already: try again in a moment.")
-        client = scope.get("client")
-        self.limits.count_address(client[0] if client else "unknown")
-        if said and _CORRELATION_ID.fullmatch(said) is None:
+        self.limits.count_address(_address(scope))
+        if said is not None and _CORRELATION_ID.fullmatch(said) is None:
             raise InvalidOptionsError(
                 f"{CORRELATION_HEADER}: write up to 128 letters, digits, and . _ : / + = @ -"
             )
@@ -136,6 +132,11 @@ def _head_size(scope: Scope) -> int:
     return headers + len(scope["path"]) + len(scope["query_string"])
 
 
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
+
+
 def _log(scope: Scope, answered: _Answered) -> None:
     """One line for each request; never headers, queries or bodies."""
     state: dict[str, Any] = scope["state"]
@@ -145,7 +146,7 @@ def _log(scope: Scope, answered: _Answered) -> None:
         "status": answered.status,
         "milliseconds": round((time.perf_counter() - answered.started_at) * 1000, 1),
         "caller": state.get("caller"),
-        "address": scope["client"][0] if scope.get("client") else None,
+        "address": _address(scope),
     }
     if answered.outcome:
         fields["outcome"] = answered.outcome

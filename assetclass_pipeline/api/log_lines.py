@@ -7,7 +7,7 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from assetclass_pipeline.api.framing import correlation_id
+from assetclass_pipeline.model.audit import source
 
 
 class JsonLines(logging.Formatter):
@@ -15,12 +15,13 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line; whatever the message holds, it stays one line."""
+        at_work = source.get()
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            "correlationId": correlation_id.get(),
+            "correlationId": None if at_work is None else at_work.correlation_id,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

@@ -13,25 +13,18 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
-import psycopg
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from assetclass_pipeline.api.app import create_app
 from assetclass_pipeline.api.envelope import JSON, Envelope
+from assetclass_pipeline.api.first_step import FIRST_STEP, lacks_token
 from assetclass_pipeline.api.log_lines import log_as_json
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import connect, open_database
+from assetclass_pipeline.database.connections import open_database
 from assetclass_pipeline.database.embedded import exit_on_termination
-from assetclass_pipeline.engine.tokens import has_valid_token
-from assetclass_pipeline.errors import AssetClassError, InvalidOptionsError, ServicesError
+from assetclass_pipeline.errors import InvalidOptionsError, ServicesError
 from assetclass_pipeline.settings import Settings
-
-FIRST_STEP = (
-    "Nobody can call the API yet. Make the first token with: "
-    "assetclass tokens create --name NAME --role admin"
-)
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,18 +61,6 @@ def make_server(settings: Settings, app: FastAPI) -> uvicorn.Server:
         h11_max_incomplete_event_size=api.header_limit,
     )
     return uvicorn.Server(config)
-
-
-def lacks_token(settings: Settings, dsn: str) -> bool:
-    """Whether it is known that nobody could call the API."""
-    if settings.api_anonymous_role is not None or settings.api.oidc is not None:
-        return False
-    try:
-        with connect(dsn, settings, purpose="api start") as connection:
-            schema.require_schema(connection)
-            return not has_valid_token(connection, settings)
-    except (AssetClassError, psycopg.Error):
-        return False
 
 
 def listening(settings: Settings) -> socket.socket:

@@ -8,7 +8,6 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -31,6 +30,7 @@ from assetclass_pipeline.engine.audit_export import ExportFormat, write_entries
 from assetclass_pipeline.engine.row_history import row_history
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.audit import Head
+from assetclass_pipeline.model.moments import parse_moment
 from assetclass_pipeline.settings import Settings, load_settings
 
 AsJson = Annotated[
@@ -203,20 +203,8 @@ def _filter(
     operation: str | None,
 ) -> audit.AuditFilter:
     return audit.AuditFilter(
-        _moment("--since", since), _moment("--until", until), actor, action, operation
+        parse_moment("--since", since), parse_moment("--until", until), actor, action, operation
     )
-
-
-def _moment(flag: str, said: str | None) -> datetime | None:
-    if said is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(said)
-    except ValueError:
-        raise InvalidOptionsError(
-            f"{flag} {said[:60]}: write a time like 2026-11-25 or 2026-11-25T02:00:00Z."
-        ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 @app.command()

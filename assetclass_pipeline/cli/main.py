@@ -40,7 +40,9 @@ _ROOM = "assetclass_pipeline.cli"
 COMMANDS = {
     "demo": _Place(f"{_ROOM}.demo", "demo", "Correct real market data and tell the story."),
     "up": _Place(
-        f"{_ROOM}.up", "up", "Run the database, the Dagster web page and the daemon until Ctrl-C."
+        f"{_ROOM}.up",
+        "up",
+        "Run the database, the Dagster web page, the daemon and the API until Ctrl-C.",
     ),
     "db": _Place(
         f"{_ROOM}.db",
@@ -93,12 +95,22 @@ COMMANDS = {
     "backups": _Place(
         f"{_ROOM}.backups", "app", "List, prove, hold and clean up what can undo a correction."
     ),
+    "alerts": _Place(
+        f"{_ROOM}.alerts",
+        "app",
+        "What is wrong now, who was told of it, and who has taken it on.",
+    ),
     "audit": _Place(
         f"{_ROOM}.audit",
         "app",
         "Who did what, whether the log is whole, and how a row came by its value.",
     ),
     "tokens": _Place(f"{_ROOM}.tokens", "app", "Who may call the REST API, and with which role."),
+    "report": _Place(
+        f"{_ROOM}.report",
+        "app",
+        "Write a report as a page: performance, audit, capacity or quality.",
+    ),
 }
 """Every command, in the order of the help page."""
 

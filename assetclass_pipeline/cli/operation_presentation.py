@@ -21,6 +21,7 @@ from assetclass_pipeline.cli.presentation import (
     class_name,
     count,
     duration,
+    facts,
     finding_line,
     section,
     table,
@@ -51,7 +52,7 @@ def show_operation(console: Console, operation: "Operation") -> None:
         + status_text(str(operation.status))
     )
     console.print()
-    console.print(Padding(_facts(_operation_facts(operation)), (0, 0, 1, 2), expand=False))
+    console.print(Padding(facts(_operation_facts(operation)), (0, 0, 1, 2), expand=False))
     for part in _operation_sections(operation):
         console.print(part)
 
@@ -208,16 +209,16 @@ def changes_table(operation: "Operation") -> Table:
 
 
 def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
-    facts: dict[str, RenderableType] = {
+    found: dict[str, RenderableType] = {
         "phase": f"{operation.doing}, {operation.progress_percent:.1f} %",
     }
     if operation.silent_seconds is not None:
-        facts["process"] = _silence_line(operation.silent_seconds, operation)
+        found["process"] = _silence_line(operation.silent_seconds, operation)
     if operation.throttle:
-        facts["waits now"] = Text(" ".join(operation.throttle), "yellow")
-    facts["rows"] = _rows_line(operation)
+        found["waits now"] = Text(" ".join(operation.throttle), "yellow")
+    found["rows"] = _rows_line(operation)
     if skipped := _skipped_line(operation):
-        facts["skipped"] = skipped
+        found["skipped"] = skipped
     optional = {
         "batches": _batches_line(operation),
         "rows a second": count(round(operation.records_per_second or 0))
@@ -237,7 +238,7 @@ def _operation_facts(operation: "Operation") -> dict[str, RenderableType]:
         "waited": _waits_line(operation),
         "window ends": _moment(operation.window_ends_at) if operation.is_active else None,
     }
-    return facts | {name: Text(value) for name, value in optional.items() if value}
+    return found | {name: Text(value) for name, value in optional.items() if value}
 
 
 def _silence_line(seconds: float, operation: "Operation") -> Text:
@@ -319,15 +320,6 @@ def _restored_line(operation: "Operation") -> str:
 
 def _moment(moment: datetime | None) -> str | None:
     return None if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _facts(facts: Mapping[str, RenderableType]) -> Table:
-    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
-    made.add_column(style="dim")
-    made.add_column(overflow="fold")
-    for name, value in facts.items():
-        made.add_row(name, value)
-    return made
 
 
 def show_status(console: Console, status: "OperationStatus") -> None:

@@ -6,7 +6,7 @@ the values are, operations (operation_presentation), and the demo's story.
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import IO, TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -124,6 +124,16 @@ def bullets(lines: Iterable[str | Text]) -> RenderableType:
     made.add_column(overflow="fold")
     for line in lines:
         made.add_row("-", line)
+    return made
+
+
+def facts(said: Mapping[str, RenderableType]) -> Table:
+    """Names and what is known by them, without frame or header."""
+    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+    made.add_column(style="dim")
+    made.add_column(overflow="fold")
+    for name, value in said.items():
+        made.add_row(name, value)
     return made
 
 

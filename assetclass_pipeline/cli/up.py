@@ -1,7 +1,7 @@
-"""`assetclass up`: database, Dagster's services, and whatever else runs beside them, until Ctrl-C.
+"""`assetclass up`: database, Dagster's services and the API, until Ctrl-C.
 
 Belongs here: the order of starting and stopping, one `up` per home, what the user reads. Does not:
-how processes are kept alive (supervisor), what Dagster needs (dagster_services).
+how processes are kept alive (supervisor), and which they are (dagster_services, api_service).
 """
 
 import contextlib
@@ -21,6 +21,8 @@ import typer
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from assetclass_pipeline.api.first_step import FIRST_STEP, lacks_token
+from assetclass_pipeline.cli.api_service import api_service, api_url
 from assetclass_pipeline.cli.dagster_services import WEBSERVER_HOST, DagsterServices, run_ender
 from assetclass_pipeline.cli.marked_processes import (
     MARK_VARIABLE,
@@ -60,7 +62,7 @@ def up(
         bool, typer.Option("--read-only", help="The web page shows everything and starts nothing.")
     ] = False,
 ) -> None:
-    """Run the database, the Dagster web page and the daemon until Ctrl-C."""
+    """Run the database, the Dagster web page, the daemon and the API until Ctrl-C."""
     settings = load_settings() if port is None else load_settings(webserver_port=port)
     console = Console(stderr=True, highlight=False, markup=False)
     run_services(settings, read_only=read_only, report=console.print)
@@ -89,6 +91,9 @@ def run_services(
             ):
                 supervisor.start()
                 report(f"Ready after {time.monotonic() - began:.0f} s. Look at {services.url}")
+                report(f"The API is at {api_url(settings)}, and described at its /docs.")
+                if lacks_token(settings, supervisor.environment["ASSETCLASS_DATABASE_URL"]):
+                    report(FIRST_STEP)
                 report(f"Logs are in {supervisor.logs}. Ctrl-C stops everything.")
                 supervisor.watch()
                 report("Stopping; runs in progress finish their batch first ...")
@@ -120,7 +125,8 @@ def _prepared(
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(_only_one_in(home, settings.webserver_port))
         _end_leftovers(state, report)
-        _require_free_port(settings.webserver_port)
+        _require_free_port(settings.webserver_port, "the web page", "ASSETCLASS_WEBSERVER_PORT")
+        _require_free_port(settings.api_port, "the API", "ASSETCLASS_API_PORT")
         directory = stack.enter_context(_private_directory())
         services = DagsterServices(
             definitions_module, LOCATION_NAME, directory, settings.webserver_port, mark, read_only
@@ -143,11 +149,10 @@ def _prepared(
             patience=_RUN_PATIENCE,
             hurry=lambda: signals.count > 1,
         )
-        supervisor = Supervisor(
-            services.stages(end_runs), environment, mark, home / "logs", signals, report
-        )
+        stages = [*services.stages(end_runs), [api_service(settings)]]
+        supervisor = Supervisor(stages, environment, mark, home / "logs", signals, report)
         stack.callback(supervisor.stop)
-        report("Starting the code server, the web page and the daemon ...")
+        report("Starting the code server, the web page, the daemon and the API ...")
         yield services, supervisor
 
 
@@ -211,7 +216,7 @@ def _end_leftovers(state: Path, report: Report) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _require_free_port(port: int) -> None:
+def _require_free_port(port: int, what: str, setting: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as candidate:
         if os.name == "posix":
             # As the webserver does: connections that linger do not make a port taken.
@@ -220,8 +225,8 @@ def _require_free_port(port: int) -> None:
             candidate.bind((WEBSERVER_HOST, port))
         except OSError as error:
             raise ServicesError(
-                f"Port {port} cannot be used for the web page: {error.strerror}. End what listens "
-                "there, or choose another: ASSETCLASS_WEBSERVER_PORT=3001, or --port 3001."
+                f"Port {port} cannot be used for {what}: {error.strerror}. End what listens there, "
+                f"or choose another: {setting}={port + 1}."
             ) from None
 
 

@@ -9,6 +9,7 @@ import json
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -108,6 +109,28 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where actions come from: an address, and the request that they are part of."""
+
+    origin: str
+    correlation_id: str | None = None
+
+
+source: ContextVar[Source | None] = ContextVar("source", default=None)
+"""Of what is done at the moment; unset: this host, and no request."""
+
+
+def _origin() -> str:
+    known = source.get()
+    return socket.gethostname() if known is None else known.origin
+
+
+def _correlation_id() -> str | None:
+    known = source.get()
+    return None if known is None else known.correlation_id
+
+
+@dataclass(frozen=True)
 class AuditEntry:
     """What is to be recorded; the database adds number, time and hashes.
 
@@ -120,8 +143,8 @@ class AuditEntry:
     outcome: str
     parameters: Mapping[str, object] = field(default_factory=dict)
     correction_id: str | None = None
-    correlation_id: str | None = None
-    origin: str = field(default_factory=socket.gethostname)
+    correlation_id: str | None = field(default_factory=_correlation_id)
+    origin: str = field(default_factory=_origin)
 
     @property
     def values(self) -> dict[str, object]:

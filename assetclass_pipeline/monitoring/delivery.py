@@ -318,8 +318,9 @@ def surroundings(connection: Connection[TupleRow], settings: Settings) -> Surrou
 def place_of(connection: Connection[TupleRow], settings: Settings) -> Place:
     """Where the connection leads."""
     info = connection.info
+    is_socket = not info.host or info.host.startswith("/")
     return Place(
-        host=f"{info.host}:{info.port}" if info.host else "local socket",
+        host="local socket" if is_socket else f"{info.host}:{info.port}",
         database=info.dbname,
         table=f"{settings.market_schema}.{settings.market_table}",
     )

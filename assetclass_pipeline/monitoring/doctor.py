@@ -90,6 +90,8 @@ _MENDS: Final = {
     "ASSETCLASS_HEALTH__MAY_BE_OFF",
     "schedules": "Dagster UI, Automation: switch it on, or read its last tick; on purpose: "
     "ASSETCLASS_HEALTH__MAY_BE_OFF",
+    "ticks": "Dagster UI, Automation, the name, Ticks: read the error; see "
+    "docs/runbooks/tick-failed.md",
 }
 
 
@@ -279,7 +281,9 @@ def _next_correction(connection: Connection[TupleRow], settings: Settings) -> It
         subject=subject,
         verdict=Verdict.FINE if records is not None else Verdict.NOTE,
         message=f"It would change {rows} rows, by the newest measurement.",
-        mend=None if records is not None else "assetclass analyze measures",
+        mend=None
+        if records is not None
+        else "launch data_quality_job in the Dagster UI: it measures",
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import httpx
 import psutil
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
@@ -122,7 +123,12 @@ def wait_until(condition: Callable[[], bool], patience: float = _PATIENCE) -> No
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return load_settings(home=tmp_path / "home", webserver_port=_free_port(), database_url=None)
+    return load_settings(
+        home=tmp_path / "home",
+        webserver_port=_free_port(),
+        api_port=_free_port(),
+        database_url=None,
+    )
 
 
 @contextmanager
@@ -132,6 +138,7 @@ def up(settings: Settings, definitions: str = _DEFINITIONS) -> Iterator[Up]:
         "PYTHONPATH": os.pathsep.join(sys.path),  # where the definitions of these tests are
         "ASSETCLASS_HOME": str(settings.home),
         "ASSETCLASS_WEBSERVER_PORT": str(settings.webserver_port),
+        "ASSETCLASS_API_PORT": str(settings.api_port),
         "ASSETCLASS_DAGSTER_DATABASE": settings.dagster_database,
         "http_proxy": "http://127.0.0.1:9",  # must not matter to questions on the loopback
     }
@@ -164,6 +171,7 @@ def running(
     settings = load_settings(
         home=tmp_path_factory.mktemp("up"),
         webserver_port=_free_port(),
+        api_port=_free_port(),
         database_url=postgres_server.url(),
         dagster_database="dagster_of_up",
     )
@@ -233,6 +241,14 @@ def test_a_service_that_dies_is_started_again(running: Up) -> None:
 
 
 @pytest.mark.dagster_services
+def test_the_api_answers(running: Up) -> None:
+    url = f"http://127.0.0.1:{running.settings.api_port}"
+    assert any(url in line for line in running.said)
+    said = httpx.get(f"{url}/api/etl/asset-class-correction/audit/rows/1", trust_env=False)
+    assert (said.status_code, said.json()["errorCode"]) == (401, "UNAUTHORIZED")
+
+
+@pytest.mark.dagster_services
 def test_no_password_stands_in_a_file_or_a_command_line(running: Up) -> None:
     assert running.settings.database_url is not None
     url = running.settings.database_url.get_secret_value()
@@ -249,6 +265,8 @@ def test_ctrl_c_ends_runs_services_and_database_and_leaves_no_process(settings: 
     with up(settings) as started:
         started.wait_for("Ready")
         state, children = started.state, psutil.Process(started.process.pid).children(True)
+        # Nobody has a token yet.
+        started.wait_for("assetclass tokens create --name NAME --role admin")
         run_id = started.launch(seconds="600")
         started.wait_for_status(run_id, "STARTED")
         children = psutil.Process(started.process.pid).children(recursive=True)
@@ -303,13 +321,14 @@ def test_definitions_that_cannot_be_loaded_are_named_and_nothing_is_left(
     _assert_nothing_left(state, children)
 
 
-def test_a_busy_port_is_refused_before_anything_starts(settings: Settings) -> None:
+@pytest.mark.parametrize("service", ["webserver", "api"])
+def test_a_busy_port_is_refused_before_anything_starts(settings: Settings, service: str) -> None:
     with socket.socket() as other:
-        other.bind(("127.0.0.1", settings.webserver_port))
+        other.bind(("127.0.0.1", getattr(settings, f"{service}_port")))
         other.listen()
         with up(settings) as started:
             assert started.process.wait(_PATIENCE) == 1
-    assert "ASSETCLASS_WEBSERVER_PORT" in "".join(started.said)
+    assert f"ASSETCLASS_{service.upper()}_PORT" in "".join(started.said)
     assert not (settings.home / "postgres").exists()
 
 

@@ -144,7 +144,7 @@ def since_full_hour() -> float:
 def test_all_is_well(scene: Scene) -> None:
     components = scene.components()
     assert {name: part.message for name, part in components.items() if not part.is_healthy} == {}
-    assert [*components] == ["daemon", "codeLocation", "sensors", "schedules"]
+    assert [*components] == ["daemon", "codeLocation", "sensors", "schedules", "ticks"]
     assert components["sensors"].message == "All 2 sensors are switched on and tick."
     assert components["codeLocation"].message.startswith("It is loaded: ")
 
@@ -205,7 +205,10 @@ def test_a_sensor_that_ticks_no_more(scene: Scene) -> None:
 
 def test_a_sensor_whose_tick_failed(scene: Scene) -> None:
     scene.sensor("alerts", ago=0, failure="psycopg.OperationalError: gone\n  File ...")
-    message = scene.components()["sensors"].message
+    components = scene.components()
+    assert components["sensors"].is_healthy
+    assert not components["ticks"].is_healthy
+    message = components["ticks"].message
     assert message == "The last tick of alerts failed: psycopg.OperationalError: gone."
 
 

@@ -5,6 +5,7 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from assetclass_pipeline.definitions import build_defs
+from assetclass_pipeline.defs.dagster_probes import RELIED_SCHEDULES, RELIED_SENSORS
 from assetclass_pipeline.defs.resources import (
     CorrectionOptionsResource,
     RetryConfig,
@@ -72,6 +73,9 @@ def test_jobs(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
         "recovery_drill_job",
         "rollback_job",
         "health_check_job",
+        "weekly_performance_job",
+        "monthly_audit_job",
+        "capacity_report_job",
     ):
         job = defs.resolve_job_def(name)
         layer = job.asset_layer
@@ -99,6 +103,9 @@ def test_schedules(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
             defs.resolve_schedule_def("weekly_backup_cleanup"),
             defs.resolve_schedule_def("quarterly_recovery_drill"),
             defs.resolve_schedule_def("health_check"),
+            defs.resolve_schedule_def("weekly_performance"),
+            defs.resolve_schedule_def("monthly_audit"),
+            defs.resolve_schedule_def("quarterly_capacity"),
         )
     } == snapshot
 
@@ -210,3 +217,12 @@ def test_a_rollbacks_options_survive_the_way_through_run_config() -> None:
     )
     config = rollback_run_config("any", options, reason="a test")["ops"]["rollback"]["config"]
     assert RollbackConfig(**config).options() == options
+
+
+def test_what_health_relies_on_exists_and_runs_by_itself(defs: dg.Definitions) -> None:
+    for name in RELIED_SENSORS:
+        status = defs.resolve_sensor_def(name).default_status
+        assert status is dg.DefaultSensorStatus.RUNNING, name
+    for name in RELIED_SCHEDULES:
+        schedule = defs.resolve_schedule_def(name)
+        assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING, name

@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import SecretStr
 
 from assetclass_pipeline.definitions import build_defs
+from assetclass_pipeline.defs.health import health_for_alerts
 from assetclass_pipeline_tests.defs.conftest import Pipeline
 from assetclass_pipeline_tests.defs.test_upkeep import metadata_of, rows_of
 
@@ -55,3 +56,10 @@ def test_the_schedule_has_the_guides_quarter_of_an_hour(pipeline: Pipeline) -> N
     schedule = pipeline.defs.resolve_schedule_def("health_check")
     assert schedule.cron_schedule == "*/15 * * * *"
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+
+
+def test_alerts_leave_failed_ticks_to_their_own_alert(pipeline: Pipeline) -> None:
+    health = health_for_alerts(pipeline.settings)
+    assert "ticks" not in health.components
+    assert "sensors" in health.components
+    assert not health.is_healthy

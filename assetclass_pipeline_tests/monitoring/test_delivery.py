@@ -113,6 +113,22 @@ def test_a_failed_message_waits(outbox: Outbox, receiver: Receiver) -> None:
     assert 44 < waits[0] <= 60
 
 
+def test_a_channel_that_failed_is_left_alone_for_a_moment(
+    outbox: Outbox, receiver: Receiver
+) -> None:
+    slow = Outbox(
+        outbox.market, alert_settings(*outbox.alerts.channels, delivery_backoff=(60, 600))
+    )
+    receiver.mood = Mood.FAILING
+    for number in range(3):
+        slow.tell(f"trouble {number}")
+    assert slow.deliver().failed == 1
+    assert slow.deliver().nothing_happened
+    assert receiver.requests == 1
+    attempts = slow.market.rows("SELECT attempts FROM assetclass.notification ORDER BY id")
+    assert attempts == [(1,), (0,), (0,)], "it costs the others no try"
+
+
 def test_it_is_given_up_after_all_tries_with_the_reason(outbox: Outbox, receiver: Receiver) -> None:
     receiver.mood = Mood.FAILING
     outbox.tell("it broke")

@@ -115,9 +115,9 @@ def test_a_silent_daemon_is_one_alert_whatever_the_number_of_processes(
     look()
     assert len(receiver.titles) == 2
     assert receiver.titles[1].startswith("RESOLVED COMPONENT_UNHEALTHY")
-    assert market.rows("SELECT cause, status, severity FROM assetclass.alert") == [
-        ("component:daemon", "resolved", "high")
-    ]
+    assert market.rows("SELECT cause, status, severity, occurrences FROM assetclass.alert") == [
+        ("component:daemon", "resolved", "high", 2)
+    ], "each process has said so once"
 
 
 def test_a_new_process_ends_what_one_that_died_has_opened(

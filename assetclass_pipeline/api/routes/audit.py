@@ -14,7 +14,7 @@ from assetclass_pipeline.engine.row_history import row_history
 from assetclass_pipeline.model.row_history import RowHistory
 from assetclass_pipeline.model.token import Role
 
-router = APIRouter()
+router = APIRouter(tags=["watch"])
 
 _LONGEST = 200
 
@@ -22,8 +22,8 @@ _LONGEST = 200
 @router.get("/audit/rows/{row_id}", response_model=Envelope[RowHistory])
 def history_of_row(
     request: Request,
-    connection: DatabaseConnection,
     _caller: Annotated[Caller, require(Role.VIEWER)],
+    connection: DatabaseConnection,
     row_id: Annotated[str, Path(max_length=_LONGEST, examples=["4711"])],
     symbol: Annotated[
         str | None,

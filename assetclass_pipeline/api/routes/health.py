@@ -3,8 +3,6 @@
 Belongs here: what is shown to whom. Does not: the probes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Annotated
 
@@ -12,17 +10,13 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from assetclass_pipeline.api.authentication import Authenticator, Caller
 from assetclass_pipeline.api.envelope import Envelope, answer
-from assetclass_pipeline.defs.dagster_probes import DagsterWatch
+from assetclass_pipeline.api.watch import Watch
 from assetclass_pipeline.model.wire import Moment, WireModel
-from assetclass_pipeline.monitoring.database_probes import database_probes
-from assetclass_pipeline.monitoring.health import CachedHealth, Component
-from assetclass_pipeline.settings import Settings
+from assetclass_pipeline.monitoring.health import Component
 
-router = APIRouter()
+router = APIRouter(tags=["watch"])
 
 _UNHEALTHY = "SERVICE_UNHEALTHY"
-# Health is asked for often, and by several at once.
-_MAX_AGE = 1.0
 _TRY_AGAIN_AFTER = "5"
 
 
@@ -32,18 +26,6 @@ class ShownHealth(WireModel):
     is_healthy: bool
     checked_at: Moment
     components: dict[str, Component] | None
-
-
-@contextmanager
-def health_of(settings: Settings, dsn: str) -> Iterator[CachedHealth]:
-    """What the probes of the database and of Dagster find; nothing is connected before it is asked.
-
-    One probe waits for `settings.health.timeout` at most, and so does the whole.
-    """
-    with database_probes(dsn, settings) as probes, DagsterWatch(settings, dsn) as watch:
-        yield CachedHealth(
-            [*probes, *watch.probes()], seconds=settings.health.timeout, max_age=_MAX_AGE
-        )
 
 
 def _caller_if_any(request: Request) -> Caller | None:
@@ -58,8 +40,8 @@ def _caller_if_any(request: Request) -> Caller | None:
 )
 def health(request: Request, caller: Annotated[Caller | None, Depends(_caller_if_any)]) -> Response:
     """Whether all that corrections need is there; which part fails only callers are told."""
-    kept: CachedHealth = request.app.state.health
-    found = kept.now()
+    watch: Watch = request.app.state.watch
+    found = watch.health.now()
     shown = ShownHealth(
         is_healthy=found.is_healthy,
         checked_at=found.checked_at,

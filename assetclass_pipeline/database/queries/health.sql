@@ -6,7 +6,12 @@ SELECT current_setting('server_version'), pg_is_in_recovery()
 -- name: active_operation
 -- Batches take ascending ranges, so the newest commits stand at the end of the ledger.
 SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase,
-       extract(epoch FROM clock_timestamp() - o.requested_at)::double precision AS waited,
+       -- Since it was asked for the last time; one whose run is launched waits for nobody.
+       coalesce((SELECT CASE WHEN r.run_id IS NULL
+                             THEN extract(epoch FROM clock_timestamp() - r.requested_at) ELSE 0 END
+                 FROM assetclass.operation_request r WHERE r.correction_id = o.correction_id
+                 ORDER BY r.attempt DESC LIMIT 1),
+                extract(epoch FROM clock_timestamp() - o.requested_at))::double precision AS waited,
        extract(epoch FROM {silence})::double precision AS silent,
        coalesce({is_abandoned}, false) AS abandoned,
        coalesce(h.throttle, '{{}}') AS throttle,

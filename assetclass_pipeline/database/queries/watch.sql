@@ -80,7 +80,12 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.dry_run, o.ep
        o.requested_by, o.phase, o.options ->> 'timeout' AS timeout,
        o.status IN ('running', 'paused') AND coalesce({is_abandoned}, false) AS abandoned,
        extract(epoch FROM {silence})::float8 AS silent_seconds,
-       extract(epoch FROM clock_timestamp() - o.requested_at)::float8 AS requested_seconds,
+       -- Since it was asked for the last time; one whose run is launched waits for nobody.
+       coalesce((SELECT CASE WHEN r.run_id IS NULL
+                             THEN extract(epoch FROM clock_timestamp() - r.requested_at) ELSE 0 END
+                 FROM assetclass.operation_request r WHERE r.correction_id = o.correction_id
+                 ORDER BY r.attempt DESC LIMIT 1),
+                extract(epoch FROM clock_timestamp() - o.requested_at))::float8 AS requested_seconds,
        {running_seconds} AS running_seconds
 FROM assetclass.operation o
 LEFT JOIN assetclass.operation_heartbeat h USING (correction_id)

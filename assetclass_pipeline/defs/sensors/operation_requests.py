@@ -4,12 +4,12 @@ Belongs here: from a request to a run, and what became of that run. Does not: wr
 (engine/requests.py), and taking it up, which is the run's own claim.
 """
 
+from typing import Final
+
 import dagster as dg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from assetclass_pipeline.database.connections import connect
-from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.defs.jobs import CORRECTION_JOB, correction_job
 from assetclass_pipeline.defs.partitions import RANGE_END_TAG, RANGE_START_TAG
 from assetclass_pipeline.defs.resources import MarketDatabase, correction_run_config
@@ -22,6 +22,7 @@ from assetclass_pipeline.defs.runs import (
     TICKET_TAG,
     USER_TAG,
 )
+from assetclass_pipeline.defs.sensors.ticks import Answer, ask
 from assetclass_pipeline.engine.claiming import end_abandoned
 from assetclass_pipeline.engine.requests import (
     WaitingRequest,
@@ -35,42 +36,43 @@ from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.rollback import RollbackOptions
 from assetclass_pipeline.settings import Settings
 
-OPERATION_REQUESTS = "operation_requests"
+OPERATION_REQUESTS: Final = "operation_requests"
 
 # Dagster indexes the values of tags, and PostgreSQL's index has no room for long ones.
 _LONGEST_TAG_BYTES = 1000
 
 
-def operation_requests_sensor(settings: Settings) -> dg.SensorDefinition:
-    """Launch each requested operation once."""
-
-    @dg.sensor(
-        name=OPERATION_REQUESTS,
-        jobs=[correction_job, rollback_job],
-        minimum_interval_seconds=1,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description=(
-            "Launches each correction or rollback that was asked for over HTTP, once. Ends a "
-            "request whose run failed, was terminated or deleted before it began, and takes runs "
-            "out of the queue whose request was cancelled."
-        ),
+@dg.sensor(
+    name=OPERATION_REQUESTS,
+    jobs=[correction_job, rollback_job],
+    minimum_interval_seconds=1,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Launches each correction or rollback that was asked for over HTTP, once. Ends a request "
+        "whose run failed, was terminated or deleted before it began, and takes runs out of the "
+        "queue whose request was cancelled."
+    ),
+)
+def operation_requests(
+    context: dg.SensorEvaluationContext, database: dg.ResourceParam[MarketDatabase]
+) -> Answer:
+    """Launch what is asked for, or say how far it is."""
+    return ask(
+        database,
+        OPERATION_REQUESTS,
+        lambda connection: _decide(context.instance, connection, database.settings),
     )
-    def operation_requests(
-        context: dg.SensorEvaluationContext, database: dg.ResourceParam[MarketDatabase]
-    ) -> dg.RunRequest | dg.SkipReason:
-        with (
-            database.address() as dsn,
-            connect(dsn, settings, purpose=OPERATION_REQUESTS) as connection,
-        ):
-            require_schema(connection)
-            end_abandoned(connection, settings)
-            request = waiting_request(connection, settings)
-            _clear_queue(context.instance, request)
-            if request is None:
-                return dg.SkipReason("Nothing is asked for.")
-            return _bring_on(context.instance, connection, settings, request)
 
-    return operation_requests
+
+def _decide(
+    instance: dg.DagsterInstance, connection: Connection[TupleRow], settings: Settings
+) -> Answer:
+    end_abandoned(connection, settings)
+    request = waiting_request(connection, settings)
+    _clear_queue(instance, request)
+    if request is None:
+        return dg.SkipReason("Nothing is asked for.")
+    return _bring_on(instance, connection, settings, request)
 
 
 def run_key_of(request: WaitingRequest) -> str:
@@ -121,7 +123,7 @@ def _bring_on(
     connection: Connection[TupleRow],
     settings: Settings,
     request: WaitingRequest,
-) -> dg.RunRequest | dg.SkipReason:
+) -> Answer:
     run = _run_of(instance, request)
     if run is None and request.run_id is None:
         return run_request_of(request, settings)

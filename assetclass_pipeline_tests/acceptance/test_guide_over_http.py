@@ -1,0 +1,188 @@
+"""The operators' guide over HTTP, with everything real: API, daemon, code server, database.
+
+The requests stand here as the guide has them: method, path, body, with a token in place of
+YOUR_TOKEN.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from assetclass_pipeline.api.app import BASE_PATH
+from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.model.token import Role
+from assetclass_pipeline.settings import load_settings
+from assetclass_pipeline_tests.api.service import Service, free_port, make_token, serving
+from assetclass_pipeline_tests.cli.test_supervisor import Up, up
+from assetclass_pipeline_tests.conftest import fresh_database
+from assetclass_pipeline_tests.market import Market, open_market
+
+ROWS = 400
+PATIENCE = 120.0
+
+STANDARD = (
+    '{"batchSize": 1000, "createBackup": true, "onlyProcessNullAssetClass": true,'
+    ' "validateAfterEachBatch": true, "dryRun": false}'
+)
+CONSERVATIVE = (
+    '{"batchSize": 500, "maxRecordsToProcess": 10000, "createBackup": true,'
+    ' "onlyProcessNullAssetClass": true, "overwriteExistingValues": false,'
+    ' "validateAfterEachBatch": true, "timeout": "01:00:00", "dryRun": false}'
+)
+EMERGENCY = r"""
+set -euo pipefail
+# Get the latest operation ID
+OPERATION_ID=$(curl -s -X GET "$HOST/api/etl/asset-class-correction/status" | \
+  jq -r '.data.recentOperations[0].correctionId')
+
+# Rollback
+curl -s -X POST "$HOST/api/etl/asset-class-correction/rollback" \
+  -H "Content-Type: application/json" \
+  -d "{\"correctionId\": \"$OPERATION_ID\"}"
+"""
+
+pytestmark = pytest.mark.dagster_services
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A market, the API over it, and Dagster's services beside it."""
+
+    market: Market
+    service: Service
+    client: httpx.Client
+    asked_before: str
+    running: Up
+
+    def status(self, correction_id: str) -> dict[str, Any]:
+        return dict(self.client.get(f"status/{correction_id}").json()["data"])
+
+    def wait_for(
+        self, correction_id: str, happened: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = self.status(correction_id)
+            if happened(found):
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+
+    def ended(self, correction_id: str) -> dict[str, Any]:
+        return self.wait_for(correction_id, lambda found: found["finishedAt"] is not None)
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        asked = "query($id: ID!) { runOrError(runId: $id) { ... on Run { tags { key value } } } }"
+        found = self.running.ask(asked, id=run_id)["runOrError"]["tags"]
+        return {tag["key"]: tag["value"] for tag in found}
+
+    def restore(self) -> None:
+        """Every row missing again, as before any correction."""
+        self.market.execute("UPDATE {} SET asset_class = NULL", self.market.market_identifier)
+
+
+@pytest.fixture(scope="module")
+def stage(
+    postgres_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    with pytest.MonkeyPatch.context() as patch, fresh_database(postgres_server) as dsn:
+        patch.setenv("ASSETCLASS_FIRST_MONTH", "2023-01-01")
+        settings = load_settings(
+            home=tmp_path_factory.mktemp("home"),
+            webserver_port=free_port(),
+            database_url=dsn,
+            dagster_database=f"{dsn.rpartition('/')[2]}_dagster",
+        )
+        with open_market(dsn) as market:
+            market.fill(ROWS)
+            token = make_token(dsn, Role.ADMIN)
+            with (
+                serving(dsn, api_anonymous_role=Role.ADMIN) as service,
+                service.client(token) as client,
+            ):
+                # Nobody is there yet to launch it.
+                asked = client.post("execute", json={"dryRun": True}).json()["data"]
+                with up(settings, "assetclass_pipeline.definitions") as running:
+                    running.wait_for("Ready")
+                    yield Stage(market, service, client, asked["correctionId"], running)
+
+
+def test_what_was_asked_for_before_the_daemon_ran_is_launched_once(stage: Stage) -> None:
+    found = stage.ended(stage.asked_before)
+    assert (found["status"], found["recordsPlanned"]) == ("succeeded", ROWS)
+    assert stage.market.value("SELECT count(*) FROM assetclass.operation") == 1
+    assert stage.tags(found["runId"])["assetclass/correlation_id"] == found["correlationId"]
+    runs = 'runsOrError(filter: {pipelineName: "correction_job"})'
+    asked = f"{{ {runs} {{ ... on Runs {{ results {{ runId }} }} }} }}"
+    assert len(stage.running.ask(asked)["runsOrError"]["results"]) == 1
+
+
+def test_the_daily_procedure(
+    stage: Stage, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    stage.restore()
+    assert stage.client.get("analyze").json()["data"]["correctable"] == ROWS
+    previewed = stage.client.post("preview", content='{"batchSize": 1000, "dryRun": false}')
+    assert previewed.json()["data"]["records"] == ROWS
+    began = time.monotonic()
+    executed = stage.client.post(
+        "execute", content='{"batchSize": 1000, "createBackup": true}'
+    ).json()["data"]
+    stage.wait_for(executed["correctionId"], lambda found: found["recordsCorrected"] > 0)
+    record_testsuite_property("seconds to the first batch", round(time.monotonic() - began, 1))
+    found = stage.ended(executed["correctionId"])
+    assert (found["status"], found["recordsCorrected"]) == ("succeeded", ROWS)
+    assert found["requestedBy"] == "token admin"
+    assert stage.client.get("analyze").json()["data"]["correctable"] == 0
+    assert stage.client.post("validate").json()["data"]["passed"]
+
+
+def test_the_emergency_rollback_by_curl_and_jq(stage: Stage) -> None:
+    done = subprocess.run(
+        ["/bin/bash", "-c", EMERGENCY],
+        env={"HOST": stage.service.url, "PATH": "/usr/bin:/bin", "no_proxy": "*"},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    answer = httpx.Response(202, text=done.stdout).json()
+    assert answer["success"], answer
+    found = stage.ended(answer["data"]["correctionId"])
+    assert (found["status"], found["recordsRestored"]) == ("succeeded", ROWS)
+    assert set(stage.market.classes().values()) == {None}
+
+
+@pytest.mark.parametrize("body", [STANDARD, CONSERVATIVE])
+def test_the_guides_bodies_run_as_written(stage: Stage, body: str) -> None:
+    stage.restore()
+    response = stage.client.post("execute", content=body, headers={"Prefer": "wait=60"})
+    assert response.status_code == 202
+    found = stage.ended(response.json()["data"]["correctionId"])
+    assert (found["status"], found["recordsCorrected"]) == ("succeeded", ROWS)
+
+
+def test_pause_resume_cancel_and_resume_of_a_real_run(stage: Stage) -> None:
+    stage.restore()
+    asked = stage.client.post("execute", json={"batchSize": 1, "pace": "gentle"}).json()
+    correction_id = asked["data"]["correctionId"]
+    stage.wait_for(correction_id, lambda found: found["recordsCorrected"] > 0)
+    assert stage.client.post("pause").status_code == 202
+    stage.wait_for(correction_id, lambda found: found["status"] == "paused")
+    assert stage.client.post("execute", json={}).json()["data"] == {"correctionId": correction_id}
+    assert stage.client.post("resume").status_code == 202
+    stage.wait_for(correction_id, lambda found: found["status"] == "running")
+    assert stage.client.post("cancel").status_code == 202
+    cancelled = stage.ended(correction_id)
+    assert cancelled["status"] == "cancelled"
+    assert 0 < cancelled["recordsCorrected"] < ROWS
+    again = stage.client.post("resume", json={"correctionId": correction_id})
+    assert (again.status_code, again.json()["data"]["status"]) == (202, "requested")
+    finished = stage.ended(correction_id)
+    assert (finished["status"], finished["recordsCorrected"]) == ("succeeded", ROWS)
+    assert finished["runId"] != cancelled["runId"]
+    assert BASE_PATH in again.headers["Location"]
