@@ -211,13 +211,14 @@ class ApiSettings(BaseModel):
     )
     connections: int = Field(10, ge=1, le=500, description="to the database at most")
     connection_wait: float = Field(2, gt=0, description="for a free one; then 503")
-    threads: int = Field(40, ge=1, le=1000, description="requests that are worked on at once")
     scans: int = Field(
         2, ge=1, le=100, description="analyze, preview and validate at once; each opens its own"
     )
     scan_wait: float = Field(10, gt=0, description="for a place among them; then 503")
     scan_deadline: float = Field(600, gt=0, description="for one of them; then it is ended")
-    most_requests: int = Field(200, ge=1, description="open at once; more are refused with 503")
+    most_requests: int = Field(
+        200, ge=1, le=2000, description="open at once; more are refused with 503"
+    )
 
     body_limit: int = Field(65_536, ge=1024, description="bytes of a request's body")
     header_limit: int = Field(16_384, ge=1024, description="bytes of a request's head")

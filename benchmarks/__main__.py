@@ -15,6 +15,7 @@ from benchmarks import (
     correction,
     growth,
     storage,
+    ticks,
     undo,
     watching,
 )
@@ -29,6 +30,7 @@ GROUPS: dict[str, Callable[[Bench], Findings]] = {
     "storage": storage.measure,
     "analysis": analysis.measure,
     "watching": watching.measure,
+    "ticks": ticks.measure,
     "baselines": baselines.measure,
     "writers": concurrency.measure,
     "growth": growth.measure,

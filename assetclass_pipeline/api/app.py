@@ -56,6 +56,7 @@ PAGES: tuple[APIRouter, ...] = (front_page.router, openapi.router, metrics.page)
 """Whatever stands elsewhere."""
 
 
+_SPARE_THREADS = 10
 _RENDERED = (AssetClassError, RequestValidationError, HTTPException, psycopg.Error)
 
 
@@ -115,7 +116,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     refusals: Refusals = app.state.refusals
     connections: Connections = app.state.connections
-    anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api.threads
+    # One for each open request: with fewer, those that have a connection would wait for a thread
+    # that another one holds while it waits for a connection.
+    threads = anyio.to_thread.current_default_thread_limiter()
+    threads.total_tokens = settings.api.most_requests + _SPARE_THREADS
     writing = asyncio.create_task(refusals.keep_writing())
     with watching(connections) as app.state.watch:
         try:

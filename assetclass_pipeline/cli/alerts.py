@@ -1,7 +1,7 @@
-"""`assetclass alerts list | show | ack | snooze | maintenance start|list|end`.
+"""`assetclass alerts list | show | ack | snooze | test | maintenance start|list|end`.
 
 Belongs here: parsing, asking the alert store, printing what it answers. Does not: how that looks to
-people (alert_presentation.py).
+people (alert_presentation.py), and tests of channels (alert_test.py).
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import alert_presentation as shown
+from assetclass_pipeline.cli.alert_test import send_test_message
 from assetclass_pipeline.cli.presentation import document, for_people, print_document, print_model
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
@@ -243,4 +244,5 @@ def _type(said: str) -> AlertType:
     return AlertType(name)
 
 
+app.command("test")(send_test_message)
 app.add_typer(maintenance, name="maintenance")

@@ -46,7 +46,7 @@ _VERDICTS = {
 
 
 def health(as_json: AsJson = False) -> None:
-    """Say whether all is well, within two seconds; exit status 1 when it is not."""
+    """Say whether all is well; exit status 1 when it is not."""
     found = health_of(load_settings())
     if as_json:
         print_model(found)

@@ -85,7 +85,7 @@ COMMANDS = {
     "health": _Place(
         f"{_ROOM}.health",
         "health",
-        "Say whether all is well, within two seconds; exit status 1 when it is not.",
+        "Say whether all is well; exit status 1 when it is not.",
     ),
     "doctor": _Place(
         f"{_ROOM}.health",

@@ -346,8 +346,8 @@ def shown(value: str | None) -> str:
     return value or "(empty)"
 
 
-def curve(values: Sequence[float]) -> dg.MarkdownMetadataValue:
-    """The newest scores (0..100) as a small line that reads in light and dark themes."""
+def curve(values: Sequence[float], name: str = "quality score") -> dg.MarkdownMetadataValue:
+    """The newest values, scores (0..100) for example, as a small line for light and dark themes."""
     points = list(values)[-MOST_POINTS:]
     if len(points) <= 1:
         return dg.MetadataValue.md("A curve is drawn from the second measurement on.")
@@ -364,7 +364,7 @@ def curve(values: Sequence[float]) -> dg.MarkdownMetadataValue:
     )
     encoded = base64.b64encode(svg.encode()).decode()
     return dg.MetadataValue.md(
-        f"![quality score]({'data:image/svg+xml;base64,' + encoded}) {low:.2f} to {high:.2f}"
+        f"![{name}]({'data:image/svg+xml;base64,' + encoded}) {low:.2f} to {high:.2f}"
     )
 
 

@@ -53,12 +53,8 @@ def report_performance(
         with database.tables(purpose="performance report") as (connection, _):
             require_schema(connection)
             report = performance_report(connection, database.settings, since=since)
-        _show(
-            context,
-            report,
-            database.settings,
-            [float(day.records_corrected) for day in report.days],
-        )
+        records = [float(day.records_corrected) for day in report.days]
+        _show(context, report, database.settings, "rows corrected a day", records)
 
 
 @dg.op(description="Measure the data in full, and sum up what happened to them.")
@@ -81,7 +77,13 @@ def report_audit(
                 run_id=context.run.run_id,
                 by=requester_of(context.run),
             )
-        _show(context, report, settings, [point.quality_score for point in report.scores])
+        _show(
+            context,
+            report,
+            settings,
+            "quality score",
+            [point.quality_score for point in report.scores],
+        )
         if not report.audit_log.whole:
             raise AuditTamperedError(
                 f"The audit log was tampered with: {report.audit_log.broken}. The report says what "
@@ -102,12 +104,17 @@ def report_capacity(
             require_schema(connection)
             report = capacity_report(connection, tables, database.settings, since=since)
         totals = [float(point.total_records) for point in report.points]
-        _show(context, report, database.settings, totals)
+        _show(context, report, database.settings, "rows", totals)
 
 
 def _show(
-    context: dg.OpExecutionContext, report: Report, settings: Settings, values: list[float]
+    context: dg.OpExecutionContext,
+    report: Report,
+    settings: Settings,
+    name: str,
+    values: list[float],
 ) -> None:
+    """Store the report and show it; `values`, called `name`, are its curve."""
     files = store(report, settings)
     context.log.info("The report is in %s", files.html)
     for remark in remarks(report):
@@ -119,7 +126,7 @@ def _show(
         "remarks": dg.MetadataValue.md(
             "\n".join(f"- {each}" for each in remarks(report)) or "none"
         ),
-        "curve": curve(values),
+        "curve": curve(values, name),
     }
     context.add_output_metadata(metadata)
 

@@ -136,9 +136,7 @@ class _Judgement:
     def changed_ids(self) -> list[int]:
         """Alerts with a row that stand otherwise than before."""
         return [
-            alert.id
-            for alert, work in self._alerts()
-            if work.events and alert.id is not alert_life.NEW
+            alert.id for alert, work in self._alerts() if work.events and alert.id != alert_life.NEW
         ]
 
     def _alerts(self) -> Iterator[tuple[Alert, _Work]]:
@@ -536,7 +534,9 @@ def _due_again(row: Mapping[str, Any], alert: Alert, told: Told, at: Circumstanc
         alert.alert_type, earliest, at.windows, snoozed_until=alert.snoozed_until
     )
     was: datetime = row["due_at"]
-    return max(was, due) if row["attempts"] or due <= at.now >= was else due
+    if due <= at.now:
+        return was if row["attempts"] else min(was, due)
+    return max(was, due) if row["attempts"] else due
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-import apprise
 import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -31,6 +30,7 @@ from assetclass_pipeline.model.backup import BackupState
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.preflight import Severity as Weight
 from assetclass_pipeline.model.wire import Moment, WireModel
+from assetclass_pipeline.monitoring.channels import understood
 from assetclass_pipeline.monitoring.health import Health
 from assetclass_pipeline.settings import Settings, settings_in_effect, unknown_variables
 
@@ -300,13 +300,10 @@ def examine_channels(settings: Settings) -> Iterator[Finding]:
         )
         return
     for channel in channels:
-        url = channel.url.get_secret_value()
-        if apprise.Apprise.instantiate(url, suppress_exceptions=True) is None:
+        problem = understood(channel)
+        if problem is not None:
             yield Finding(
-                subject="channels",
-                verdict=Verdict.TROUBLE,
-                message=f"The URL of channel {channel.name} is not understood.",
-                mend=mend,
+                subject="channels", verdict=Verdict.TROUBLE, message=f"{problem}", mend=mend
             )
         else:
             heard = ", ".join(sorted(channel.severities))

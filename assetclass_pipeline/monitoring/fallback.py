@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import psycopg
 from psycopg import Connection
@@ -27,7 +28,7 @@ from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.engine.session import given_up_after
 from assetclass_pipeline.errors import AssetClassError, DatabaseUnavailableError
 from assetclass_pipeline.model.alert import AlertType, Finding, Severity
-from assetclass_pipeline.monitoring.alert_store import judge
+from assetclass_pipeline.model.alert_rules import INCIDENT
 from assetclass_pipeline.monitoring.channels import outcome, start_sending
 from assetclass_pipeline.monitoring.delivery import deliver_due
 from assetclass_pipeline.monitoring.messages import (
@@ -39,6 +40,7 @@ from assetclass_pipeline.monitoring.messages import (
     spoken,
 )
 from assetclass_pipeline.monitoring.reminders import hearers, remind
+from assetclass_pipeline.monitoring.watching import judge_now
 from assetclass_pipeline.settings import Settings
 
 DAEMON_CAUSE: Final = "component:daemon"
@@ -83,12 +85,16 @@ def seen(outage: Outage, *, is_there: bool, now: float, after: float) -> tuple[O
 
 
 def is_silent(age: float | None, *, watched_for: float, after: float) -> bool | None:
-    """Whether the daemon is gone; None when nobody can tell.
+    """Whether the daemon is gone; None while nobody can tell.
 
-    Only the silence of the time that we watch counts: whatever starts us starts the daemon as well,
+    It may be silent for long before we call it gone: whatever starts us starts the daemon as well,
     and its last heartbeat may be of yesterday.
     """
-    return None if age is None else min(age, watched_for) > after
+    if age is None:
+        return None
+    if age <= after:
+        return False
+    return True if watched_for > after else None
 
 
 @dataclass
@@ -101,8 +107,8 @@ class _Pending:
 class Fallback:
     """The loop: one look every `interval` seconds, in a thread of its own.
 
-    `start` returns at once; `stop` waits for the look under way, `seconds` at most. No look raises
-    anything: what goes wrong is logged, and the next one tries again.
+    Use it as a context. `start` returns at once; `stop` waits for the look under way, `seconds` at
+    most. What goes wrong in a look is logged, and the next one tries again.
     """
 
     settings: Settings
@@ -117,6 +123,18 @@ class Fallback:
     _aware: set[str] = field(default_factory=set)
     _ending: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Begin to look."""
@@ -189,8 +207,8 @@ class Fallback:
         silent = is_silent(age, watched_for=watched_for, after=limit)
         if silent is None or age is None or silent is self._daemon_was_silent:
             return
-        with transaction(connection, self.settings) as cursor:
-            judge(cursor, self.settings, [_about_daemon(age, limit, holds=silent)])
+        finding = _about_daemon(age, limit, holds=silent)
+        judge_now(connection, self.settings, lambda _, __: [finding])
         self._daemon_was_silent = silent
 
     def _age(self) -> float | None:
@@ -252,7 +270,8 @@ def _about_daemon(age: float, limit: float, *, holds: bool) -> Finding:
             "value": round(age),
             "limit": limit,
             "component": "daemon",
-            "incident": "component daemon",
+            # Graver than that a look found one of its parts unwell: it raises that alert.
+            INCIDENT: "daemon silent",
         },
         severity=Severity.HIGH,
     )

@@ -12,6 +12,7 @@ from typing import Final
 
 from assetclass_pipeline.model.alert import Alert, AlertType, Severity
 from assetclass_pipeline.model.alert_life import is_about_the_end
+from assetclass_pipeline.model.alert_rules import INCIDENT
 from assetclass_pipeline.model.operation import Operation, Status
 from assetclass_pipeline.settings import AlertSettings, Settings
 
@@ -26,7 +27,7 @@ _LINE_MOST = 800
 # Numbers that say how bad it is stand first, whatever else a rule tells.
 _FIRST_DETAILS = ("value", "limit", "median", "baseline", "deviation", "runs")
 # Not for people: by which incident a rule knows what it told of.
-_NOT_TOLD = frozenset({"incident"})
+_NOT_TOLD = frozenset({INCIDENT})
 _SECRETS = (
     (re.compile(r"(\w://[^\s:/@]*):[^\s/]*@"), r"\1:****@"),
     (
@@ -87,9 +88,9 @@ ADVICE: Final = {
         "assetclass resume {id}",
     ),
     AlertType.SLA_VIOLATION: Advice(
-        "See whether it waits, and for what; speed it up, or stop it and go on at night.",
+        "See whether it waits, and for what. It harms somebody: make it gentle, or pause it.",
         "assetclass status {id}",
-        "assetclass tune {id} --pace fast",
+        "assetclass tune {id} --pace gentle",
     ),
     AlertType.SERVICE_DEGRADED: Advice(
         "Several components fail at once: look for what they share (disk, network, database).",
@@ -104,32 +105,32 @@ ADVICE: Final = {
     AlertType.LOW_DATA_QUALITY: Advice(
         "See which symbols and months are damaged, preview a correction, then run it.",
         "assetclass analyze",
-        "assetclass execute",
+        'assetclass execute --reason "LOW_DATA_QUALITY"',
     ),
     AlertType.DATA_QUALITY_DEGRADED: Advice(
-        "Find what changed since the last measurement: a feed, the symbols, or a correction.",
+        "Find what changed since the last measurement (a feed, symbols, a correction); mend that.",
         "assetclass analyze",
-        "assetclass execute",
+        "assetclass status --include-all",
     ),
     AlertType.HIGH_ORPHANED_RECORDS: Advice(
-        "Find the symbols that the reference lacks and have them listed there, then correct.",
+        "Have wrong tickers of a feed corrected, and missing ones added to symbols; then correct.",
         "assetclass analyze",
-        "assetclass execute",
+        'assetclass execute --target-symbol SYMBOL --reason "symbol added"',
     ),
     AlertType.PERFORMANCE_DEGRADATION: Advice(
-        "Compare its waits and its rate with earlier runs; look at the server's load.",
+        "Compare what it waited for with earlier runs: locks, an index, an old transaction.",
         "assetclass status {id}",
-        "assetclass tune {id} --pace fast",
+        "assetclass doctor",
     ),
     AlertType.ASSET_CHECK_FAILED: Advice(
-        "Read the check's numbers in the run, then measure again.",
-        "assetclass analyze",
+        "Read the check's numbers in the run; its runbook says what each check asks for.",
+        "assetclass status",
         "assetclass validate",
     ),
     AlertType.RUN_FAILED: Advice(
-        "Read the run's first error, mend the cause, then re-execute it.",
+        "Read the run's first error, mend the cause, then re-execute it in the Dagster UI.",
+        "assetclass health",
         "assetclass status {id}",
-        "assetclass doctor",
     ),
     AlertType.TICK_FAILED: Advice(
         "Read the tick's error in Dagster; until it is mended the schedule or sensor does nothing.",
@@ -142,9 +143,9 @@ ADVICE: Final = {
         "assetclass backups cleanup",
     ),
     AlertType.RECOVERY_DRILL_FAILED: Advice(
-        "Start no correction until it is known whether backups restore: prove each of them.",
+        "Start no correction and drop no backup until it is known whether backups restore.",
         "assetclass backups verify --all",
-        "assetclass backups drill",
+        "assetclass pause",
     ),
     AlertType.COMPONENT_UNHEALTHY: Advice(
         "See which component is unhealthy and follow what the doctor says about it.",

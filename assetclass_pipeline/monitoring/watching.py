@@ -199,36 +199,47 @@ def ended_operations(
     )
     with cursor.connection.cursor(row_factory=dict_row) as rows:
         found = rows.execute(statement, {"after": after, "horizon": horizon}).fetchall()
-    return [_ended(cursor, settings, row) for row in found]
+    # What is usual for its size is asked for the newest of a kind only: it decides, and after a
+    # long time without a look there may be hundreds.
+    newest = {row["kind"]: row for row in found if _tells_speed(row)}.values()
+    return [
+        _ended(row, _past_speeds(cursor, settings, row) if row in newest else ()) for row in found
+    ]
 
 
-def _ended(cursor: Cursor[TupleRow], settings: Settings, row: dict[str, Any]) -> OperationFacts:
-    planned, ended_at = row.pop("records_planned"), row.pop("finished_at")
-    status, kind = Status(row.pop("status")), Kind(row.pop("kind"))
-    past: tuple[float, ...] = ()
-    if status is Status.SUCCEEDED and planned and row["attempted"] and not row["dry_run"]:
-        from_rows, below_rows = class_range(planned)
-        past = tuple(
-            speed
-            for (speed,) in cursor.execute(
-                query(
-                    "watch",
-                    "past_speeds",
-                    work_seconds=query("watch", "work_seconds", until=sql.SQL("o.finished_at")),
-                ),
-                {
-                    "kind": kind.value,
-                    "from_rows": from_rows,
-                    "below_rows": below_rows,
-                    "ended_at": ended_at,
-                    "most": settings.alerts.baseline_runs,
-                },
-            ).fetchall()
-        )
-    worst = tuple(row.pop("worst_symbols"))
-    return OperationFacts(
-        **row, status=status, kind=kind, worst_symbols=worst, past_seconds_per_row=past
+def _tells_speed(row: dict[str, Any]) -> bool:
+    is_done = row["status"] == Status.SUCCEEDED and not row["dry_run"]
+    return bool(is_done and row["records_planned"] and row["attempted"])
+
+
+def _past_speeds(
+    cursor: Cursor[TupleRow], settings: Settings, row: dict[str, Any]
+) -> tuple[float, ...]:
+    from_rows, below_rows = class_range(row["records_planned"])
+    work_seconds = query("watch", "work_seconds", until=sql.SQL("o.finished_at"))
+    speeds = cursor.execute(
+        query("watch", "past_speeds", work_seconds=work_seconds),
+        {
+            "kind": row["kind"],
+            "from_rows": from_rows,
+            "below_rows": below_rows,
+            "ended_at": row["finished_at"],
+            "most": settings.alerts.baseline_runs,
+        },
     )
+    return tuple(speed for (speed,) in speeds.fetchall())
+
+
+def _ended(row: dict[str, Any], past: tuple[float, ...]) -> OperationFacts:
+    known = {
+        name: value for name, value in row.items() if name not in {"records_planned", "finished_at"}
+    }
+    known |= {
+        "status": Status(row["status"]),
+        "kind": Kind(row["kind"]),
+        "worst_symbols": tuple(row["worst_symbols"]),
+    }
+    return OperationFacts(**known, past_seconds_per_row=past)
 
 
 def active_operation(cursor: Cursor[TupleRow], settings: Settings) -> OperationFacts | None:

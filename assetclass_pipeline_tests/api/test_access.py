@@ -130,12 +130,10 @@ def test_an_expired_token_opens_nothing(service: Service, market: Market) -> Non
             "UPDATE assetclass.api_token SET expires_at = now() - interval '1 second' "
             "WHERE name = 'short'"
         )
-        assert status(service, secret) == 401
+        wait_until(lambda: status(service, secret) == 401, patience=3)
 
 
-def test_a_revoked_token_opens_nothing_from_the_next_request_on(
-    service: Service, market: Market
-) -> None:
+def test_a_revoked_token_opens_nothing_a_second_later(service: Service, market: Market) -> None:
     secret = make_token(market.dsn, name="gone")
     assert status(service, secret) == 404
     settings = load_settings()
@@ -144,7 +142,7 @@ def test_a_revoked_token_opens_nothing_from_the_next_request_on(
         assert revoked.revoked_by == "me"
         with pytest.raises(TokenNotFoundError):
             revoke_token(connection, settings, "gone", by="me")
-    assert status(service, secret) == 401
+    wait_until(lambda: status(service, secret) == 401, patience=3)
     # The name is free again, for another secret.
     assert status(service, make_token(market.dsn, name="gone")) == 404
     assert status(service, secret) == 401
@@ -194,8 +192,7 @@ def test_last_use_is_noted_once_a_minute(service: Service, market: Market) -> No
         "UPDATE assetclass.api_token SET last_used_at = now() - interval '61 seconds' "
         "WHERE name = 'busy'"
     )
-    status(service, secret)
-    assert last_used().last_used_at >= first
+    wait_until(lambda: status(service, secret) == 404 and last_used().last_used_at > first)
 
 
 def test_who_fails_too_often_has_to_wait_and_costs_no_question(market: Market) -> None:

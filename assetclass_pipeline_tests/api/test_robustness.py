@@ -136,6 +136,18 @@ def test_connections_are_used_again_and_never_in_a_broken_state(
     assert number == 1
 
 
+def test_many_at_once_are_all_answered(market: Market, tokens: dict[Role, str]) -> None:
+    """Far more than connections: whoever has one never waits for somebody who wants one."""
+    api = {"connections": 2, "connection_wait": 15, "fallback": False}
+    with (
+        serving(market.dsn, slow_things, api=api) as service,
+        service.client(tokens[Role.VIEWER]) as client,
+        ThreadPoolExecutor(80) as pool,
+    ):
+        said = [pool.submit(client.get, "status") for _ in range(160)]
+        assert {one.result().status_code for one in said} == {200}
+
+
 @pytest.mark.parametrize("path", ["bug", "surprise"])
 def test_what_nobody_expected_is_told_to_the_log_and_to_nobody_else(
     service: Service, path: str, caplog: pytest.LogCaptureFixture

@@ -110,6 +110,24 @@ def test_schedules(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
     } == snapshot
 
 
+def test_watchers(defs: dg.Definitions, snapshot: SnapshotAssertion) -> None:
+    assert {
+        sensor.name: {
+            "description": sensor.description,
+            "job": sensor.job_name if sensor.has_jobs else None,
+            "interval": sensor.minimum_interval_seconds,
+            "status": sensor.default_status.name,
+        }
+        for sensor in (
+            defs.resolve_sensor_def("asset_check_alerts"),
+            defs.resolve_sensor_def("run_failure_alerts"),
+            defs.resolve_sensor_def("operation_alerts"),
+            defs.resolve_sensor_def("service_health_alerts"),
+            defs.resolve_sensor_def("self_healing_correction"),
+        )
+    } == snapshot
+
+
 def test_schedules_follow_the_settings() -> None:
     settings = load_settings(
         database_url=NOWHERE, nightly_start="23:30", nightly_end="04:15", time_zone="Asia/Tokyo"

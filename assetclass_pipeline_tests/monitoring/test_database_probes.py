@@ -15,7 +15,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import SecretStr
 
 from assetclass_pipeline.database import schema
+from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.database.market_tables import inspect_market_tables
+from assetclass_pipeline.errors import MarketTablesError
 from assetclass_pipeline.monitoring.database_probes import database_probes
 from assetclass_pipeline.monitoring.health import Component, Health, check_health
 from assetclass_pipeline.settings import AlertSettings, Channel, HealthSettings, Settings
@@ -82,6 +85,19 @@ def test_partitions_are_counted(database_url: str) -> None:
     ) as market:
         message = ask(market).components["marketTables"].message
     assert message == "public.market_data in 3 partitions can be corrected from public.symbols."
+
+
+def test_other_servers_are_not_asked(database_url: str, another_database_url: str) -> None:
+    with open_market(
+        database_url, partitioning="foreign", remote_dsn=another_database_url
+    ) as market:
+        market.execute("ALTER SERVER far_away OPTIONS (SET port '1')")
+        assert ask(market).components["marketTables"].is_healthy
+        with (
+            connect(market.dsn, market.settings, purpose="test") as connection,
+            pytest.raises(MarketTablesError, match="could not connect"),
+        ):
+            inspect_market_tables(connection, market.settings, for_writing=True)
 
 
 def test_a_renamed_table(market: Market) -> None:

@@ -1,6 +1,7 @@
 """Messages: what a person reads at two in the morning, for every type of alert and occasion."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from assetclass_pipeline.settings import Settings, load_settings
 from assetclass_pipeline_tests.monitoring.outbox import an_alert
 
 CORRECTION = "5f0c9ab0-5f0f-4b3f-8f5f-0d3c6f3f4c11"
+RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
 WORKING = f"correction {CORRECTION}: correcting, 43 % of 903,000 rows"
 NOW = datetime(2026, 3, 1, 2, 12, tzinfo=UTC)
 PLACE = Place("db.example.com:5432", "market", "public.market_data")
@@ -231,14 +233,14 @@ def test_numbers_and_limits_stand_before_other_details(settings: Settings) -> No
     assert "How bad: value 12.35; limit 10; note any" in message.body.splitlines()
 
 
-def test_every_type_has_its_advice_and_its_commands_exist() -> None:
-    coming = {"health", "doctor", "alerts"}
-    assert set(ADVICE) == set(AlertType)
-    for advice in ADVICE.values():
-        for command in (advice.look, advice.act):
-            program, name, *_ = command.split()
-            assert program == "assetclass"
-            assert name in coming | set(COMMANDS)
+@pytest.mark.parametrize("alert_type", AlertType)
+def test_the_commands_are_those_of_the_runbook(alert_type: AlertType) -> None:
+    page = (RUNBOOKS / alert_type.runbook).read_text(encoding="utf-8")
+    for command in (ADVICE[alert_type].look, ADVICE[alert_type].act):
+        program, name, *_ = command.split()
+        assert program == "assetclass"
+        assert name in COMMANDS
+        assert command.replace(" {id}", "") in page
 
 
 @pytest.mark.parametrize(

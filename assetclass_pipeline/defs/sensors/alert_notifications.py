@@ -6,11 +6,12 @@ Belongs here: when. Does not: what a message says, where it goes and how (monito
 from typing import Final
 
 import dagster as dg
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
-from assetclass_pipeline.database.connections import connect, transaction
-from assetclass_pipeline.database.schema import require_schema
+from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.defs.resources import MarketDatabase
-from assetclass_pipeline.errors import DatabaseUnavailableError
+from assetclass_pipeline.defs.sensors.ticks import Answer, ask
 from assetclass_pipeline.monitoring.delivery import deliver_due
 from assetclass_pipeline.monitoring.reminders import remind
 
@@ -30,20 +31,15 @@ _SECONDS: Final = 5.0
         "not answer, and goes one level higher where nobody takes an alert."
     ),
 )
-def alert_notifications(database: dg.ResourceParam[MarketDatabase]) -> dg.SkipReason:
+def alert_notifications(database: dg.ResourceParam[MarketDatabase]) -> Answer:
     """Remind, then deliver what is due, for some seconds at most; it never starts a run."""
-    settings = database.settings
-    try:
-        with (
-            database.address() as dsn,
-            connect(dsn, settings, purpose=ALERT_NOTIFICATIONS, to_write=True) as connection,
-        ):
-            require_schema(connection)
-            with transaction(connection, settings) as cursor:
-                reminded = remind(cursor, settings)
-            report = deliver_due(connection, settings, most=_MOST, seconds=_SECONDS)
-    except DatabaseUnavailableError as error:
-        return dg.SkipReason(f"{error} The next tick tries again.")
-    if not reminded and report.nothing_happened:
-        return dg.SkipReason("Nothing to tell.")
-    return dg.SkipReason(f"Messages: {report}. Alerts that nobody took: {reminded}.")
+
+    def tell(connection: Connection[TupleRow]) -> dg.SkipReason:
+        with transaction(connection, database.settings) as cursor:
+            reminded = remind(cursor, database.settings)
+        report = deliver_due(connection, database.settings, most=_MOST, seconds=_SECONDS)
+        if not reminded and report.nothing_happened:
+            return dg.SkipReason("Nothing to tell.")
+        return dg.SkipReason(f"Messages: {report}. Alerts that nobody took: {reminded}.")
+
+    return ask(database, ALERT_NOTIFICATIONS, tell)

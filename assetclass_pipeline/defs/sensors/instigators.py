@@ -12,7 +12,7 @@ from dagster._core.scheduler.instigation import InstigatorState, TickStatus
 from assetclass_pipeline.model.alert import Finding
 from assetclass_pipeline.model.alert_rules import TickFacts, judge_tick
 
-_ENDED = (TickStatus.FAILURE, TickStatus.SUCCESS, TickStatus.SKIPPED)
+_ENDED = [TickStatus.FAILURE, TickStatus.SUCCESS, TickStatus.SKIPPED]
 _LONGEST_MESSAGE = 500
 _TICK = "tick:"
 

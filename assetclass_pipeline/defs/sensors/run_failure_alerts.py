@@ -74,18 +74,21 @@ def _facts(
     runs = runs_of(instance, events.records)
     failed = [record.run_id for record in events.records if _is_failure(record)]
     explained = explained_runs(cursor, failed)
-    found = []
-    for record in events.records:
+    found: list[RunFacts] = []
+    well: set[str] = set()
+    # From the newest on: what failed before its job succeeded need not be explained.
+    for record in reversed(events.records):
         run = runs.get(record.run_id)
-        if run is None or not _concerns_us(instance, run, ours):
+        if run is None or run.job_name in well or not _concerns_us(instance, run, ours):
             continue
         if _is_failure(record):
             why = explained.get(run.run_id) or _failed_blocking_check(instance, run)
             message = _message(record)
         else:
             why, message = None, ""
+            well.add(run.job_name)
         found.append(RunFacts(run.run_id, run.job_name, not _is_failure(record), message, why))
-    return found
+    return found[::-1]
 
 
 def _is_failure(record: dg.EventLogRecord) -> bool:

@@ -4,8 +4,8 @@ Belongs here: when a look becomes an alert. Does not: the probes (monitoring/hea
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import dagster as dg
 from psycopg import Connection, Cursor
@@ -16,6 +16,7 @@ from assetclass_pipeline.defs.sensors.instigators import judge_ticks
 from assetclass_pipeline.defs.sensors.ticks import Answer, watch
 from assetclass_pipeline.model.alert import Finding
 from assetclass_pipeline.model.alert_rules import ComponentFacts, judge_components
+from assetclass_pipeline.monitoring.health import Health
 from assetclass_pipeline.monitoring.watching import Look, judge_now
 from assetclass_pipeline.settings import Settings
 
@@ -23,32 +24,12 @@ SERVICE_HEALTH_ALERTS: Final = "service_health_alerts"
 _INTERVAL = 30
 
 
-class ComponentHealth(Protocol):
-    """One part of the service."""
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether it does what it is there for."""
-
-    @property
-    def message(self) -> str:
-        """How it is, for people."""
-
-
-class ServiceHealth(Protocol):
-    """A look at all parts."""
-
-    @property
-    def components(self) -> Mapping[str, ComponentHealth]:
-        """By name."""
-
-
-HealthLook = Callable[[Settings], ServiceHealth]
+HealthLook = Callable[[Settings], Health]
 """Asks every probe, each within its own time."""
 
 
-def service_health_alerts_sensor(look_at_health: HealthLook | None) -> dg.SensorDefinition:
-    """The sensor; without a way to ask for health it watches ticks only."""
+def service_health_alerts_sensor(look_at_health: HealthLook) -> dg.SensorDefinition:
+    """The sensor over one way to ask."""
 
     @dg.sensor(
         name=SERVICE_HEALTH_ALERTS,
@@ -62,17 +43,13 @@ def service_health_alerts_sensor(look_at_health: HealthLook | None) -> dg.Sensor
     def service_health_alerts(
         context: dg.SensorEvaluationContext, database: dg.ResourceParam[MarketDatabase]
     ) -> Answer:
-        components: Mapping[str, ComponentFacts] = {}
-        if look_at_health is not None:
-            components = _facts(look_at_health(database.settings))
+        components = _facts(look_at_health(database.settings))
         before = _failed_before(context.cursor)
 
         def find(_: Cursor[TupleRow], unresolved: frozenset[str]) -> Sequence[Finding]:
             ticks = judge_ticks(
                 context, unresolved, watched=lambda name: name != SERVICE_HEALTH_ALERTS
             )
-            if look_at_health is None:
-                return ticks
             return [*judge_components(components, before, unresolved), *ticks]
 
         def look(connection: Connection[TupleRow]) -> Look:
@@ -87,7 +64,7 @@ def service_health_alerts_sensor(look_at_health: HealthLook | None) -> dg.Sensor
     return service_health_alerts
 
 
-def _facts(health: ServiceHealth) -> dict[str, ComponentFacts]:
+def _facts(health: Health) -> dict[str, ComponentFacts]:
     return {
         name: ComponentFacts(one.is_healthy, one.message) for name, one in health.components.items()
     }
