@@ -77,8 +77,8 @@ _UP = (
     """,
     """
     COMMENT ON COLUMN assetclass.operation_total.batches_50ms IS
-    'batches that took at most so long, as in the columns behind it; to take numbers out of an array '
-    'would cost ten times as much as to add them up'
+    'batches that took at most so long, as in the columns behind it; to take numbers out of an '
+    'array would cost ten times as much as to add them up'
     """,
     "CREATE INDEX operation_total_ended ON assetclass.operation_total (ended_at)",
     # The one definition: of the row that an end writes, and of what runs and has none yet.
