@@ -29,10 +29,10 @@ SELECT e.id, e.kind, e.dry_run,
        sum(e.records_conflicting)::bigint AS records_conflicting,
        sum(e.batches)::bigint AS batches,
        sum(e.batch_milliseconds)::bigint AS batch_milliseconds,
-       ARRAY[sum(e.batch_buckets[1]), sum(e.batch_buckets[2]), sum(e.batch_buckets[3]),
-             sum(e.batch_buckets[4]), sum(e.batch_buckets[5]), sum(e.batch_buckets[6]),
-             sum(e.batch_buckets[7]), sum(e.batch_buckets[8]), sum(e.batch_buckets[9]),
-             sum(e.batch_buckets[10]), sum(e.batch_buckets[11])]::bigint[] AS batch_buckets,
+       ARRAY[sum(e.batches_50ms), sum(e.batches_100ms), sum(e.batches_250ms),
+             sum(e.batches_500ms), sum(e.batches_1000ms), sum(e.batches_2500ms),
+             sum(e.batches_5000ms), sum(e.batches_10000ms), sum(e.batches_30000ms),
+             sum(e.batches_60000ms), sum(e.batches_300000ms)]::bigint[] AS batch_buckets,
        max(e.ended_at) FILTER (WHERE e.status = 'succeeded') AS last_success_at
 FROM ({operations}) e
 GROUP BY e.id, e.kind, e.dry_run
