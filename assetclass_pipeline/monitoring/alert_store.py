@@ -146,10 +146,8 @@ class _Judgement:
 
     def write(self, cursor: Cursor[TupleRow]) -> list[Alert]:
         """Write alerts, events and messages; returns the alerts that stand otherwise."""
-        self._number(cursor)
+        self._add(cursor)
         changed = [(alert, work) for alert, work in self._alerts() if work.has_changed]
-        added = [alert for alert, work in changed if work.is_new]
-        _write_alerts(cursor, "add", added)
         _write_alerts(cursor, "change", [alert for alert, work in changed if not work.is_new])
         _add_events(
             cursor,
@@ -171,13 +169,16 @@ class _Judgement:
         put(cursor, messages, self._at.now)
         return [alert for alert, work in changed if work.events]
 
-    def _number(self, cursor: Cursor[TupleRow]) -> None:
-        new = [work for _, work in self._alerts() if work.is_new]
-        if new:
-            ids = cursor.execute(query("alert", "new_ids"), {"number": len(new)}).fetchall()
-            for work, (number,) in zip(new, ids, strict=True):
-                numbered = work.case.alert.model_copy(update={"id": number})  # type: ignore[union-attr]
-                work.case = replace(work.case, alert=numbered)
+    def _add(self, cursor: Cursor[TupleRow]) -> None:
+        """Write new alerts, and note the numbers that they get."""
+        new = [(alert, work) for alert, work in self._alerts() if work.is_new]
+        if not new:
+            return
+        _write_alerts(cursor, "add", [alert for alert, _ in new])
+        ids: dict[str, int] = dict(cursor.fetchall())
+        for alert, work in new:
+            numbered = alert.model_copy(update={"id": ids[alert.cause]})
+            work.case = replace(work.case, alert=numbered)
 
 
 def put(cursor: Cursor[TupleRow], messages: Sequence[tuple[int, Message]], now: datetime) -> None:
