@@ -52,8 +52,7 @@ def test_failed_checks_of_a_run_that_succeeds(watch: Watch) -> None:
 def test_damage_before_a_correction_is_over_after_it(watch: Watch) -> None:
     watch.pipeline.launch(job="__ASSET_JOB", assets=["integrity_report"])
     watch.tick(SENSOR)
-    cause = "check:integrity_report:completeness_at_least_95"
-    assert watch.alerts()[cause].severity is Severity.LOW
+    assert watch.alerts()[COMPLETE].severity is Severity.LOW
     watch.pipeline.launch()
     watch.tick(SENSOR)
     assert watch.alerts() == {}
