@@ -57,6 +57,9 @@ RELIED_SCHEDULES: Final = frozenset(
         "weekly_backup_cleanup",
         "quarterly_recovery_drill",
         "health_check",
+        "weekly_performance",
+        "monthly_audit",
+        "quarterly_capacity",
     }
 )
 """Schedules that the operators' guide promises."""

@@ -215,8 +215,9 @@ def _last_successes(rows: list[_Row]) -> list[LastSuccess]:
 
 
 def _windows(cursor: Cursor[_Row]) -> list[Window]:
-    values = {"names": [*WINDOWS], "days": [*WINDOWS.values()]}
-    rows = {(row["name"], row["kind"]): row for row in _rows(cursor, "windows", **values)}
+    days = [*WINDOWS.values()]
+    found = _rows(cursor, "windows", names=[*WINDOWS], days=days, longest=max(days))
+    rows = {(row["name"], row["kind"]): row for row in found}
     return [
         _window(name, kind, rows.get((name, kind), {}))
         for name in WINDOWS

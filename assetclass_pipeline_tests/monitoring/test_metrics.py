@@ -79,7 +79,7 @@ def end_by_hand(market: Market, **columns: Any) -> str:
     market.execute(
         "INSERT INTO assetclass.operation_total VALUES (%s, %s, false, %s, 1,"
         " now(), now() - make_interval(secs => %s), 0, %s, 0, 0, 0, 0, 0,"
-        " 10, 10, 0, 0, 0, 1, 10, array_fill(1::bigint, ARRAY[11]), NULL)",
+        " 10, 10, 0, 0, 0, 1, 10, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, NULL)",
         values=(correction_id, of["kind"], of["status"], of["ended"], of["seconds"]),
     )
     return correction_id
