@@ -29,11 +29,12 @@ Causes, when each opens, and when it ends:
 One trouble is one alert. Three checks of `quality_report` are conditions of the guide's: with each
 measurement comes an evaluation of `quality_score_at_least_90` and `quality_did_not_degrade`, and
 the measurement is judged for them, because it also knows the baseline; so is `orphaned_below_5`
-once HIGH_ORPHANED_RECORDS is reached, which `integrity_report` finds without a measurement. An evaluation that was reported without a run has no
-measurement and is judged itself, into the same cause. A check that could not be computed is told of
-by its run, a run by its operation or the blocking check that stopped it, and a component by the
-alert that speaks of the same (TOLD_ELSEWHERE). A cancelled operation is no failure, an
-operation whose window closed is no violation, and a dry run proves nothing.
+once HIGH_ORPHANED_RECORDS is reached, which `integrity_report` finds without a measurement. An
+evaluation that was reported without a run has no measurement and is judged itself, into the same
+cause. A check that could not be computed is told of by its run, a run by its operation or the
+blocking check that stopped it, and a component by the alert that speaks of the same
+(TOLD_ELSEWHERE). A cancelled operation is no failure, an operation whose window closed is no
+violation, and a dry run proves nothing.
 """
 
 from collections.abc import Iterable, Mapping
