@@ -40,13 +40,15 @@ from assetclass_pipeline.model.alert import (
 )
 from assetclass_pipeline.model.alert_life import Case, Circumstances, Message, Told
 from assetclass_pipeline.model.audit import Actor, AuditEntry
+from assetclass_pipeline.monitoring.messages import masked
 from assetclass_pipeline.settings import Settings
 
 LONGEST_WINDOW = timedelta(days=30)
 
 _MOST_OF_HISTORY = 500
 _LARGEST_ID = 2**63 - 1
-# Whoever judges holds its turn for milliseconds, but several may stand in line.
+# Whoever judges holds its turn for milliseconds, but several may stand in line; a look at events
+# takes as long as Dagster's storage needs for them.
 _PATIENCE = {"lock_timeout": "10s"}
 _OURSELVES = Actor.system().name
 
@@ -252,11 +254,14 @@ def _rows(rows: list[dict[str, Any]]) -> Jsonb:
 
 
 def _storable(finding: Finding) -> Finding:
-    """The finding without what PostgreSQL cannot hold: it must not be lost for a character."""
+    """The finding without what PostgreSQL cannot hold: it must not be lost for a character.
+
+    Nor with a password, which errors of others may repeat: whoever reads alerts would learn it.
+    """
     return replace(
         finding,
         cause=_text(finding.cause),
-        summary=_text(finding.summary),
+        summary=masked(_text(finding.summary)),
         details=_clean(finding.details),
     )
 
@@ -267,7 +272,7 @@ def _text(said: str) -> str:
 
 def _clean(value: Any) -> Any:  # noqa: ANN401 - whatever a rule has found
     if isinstance(value, str):
-        return _text(value)
+        return masked(_text(value))
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -281,8 +286,9 @@ def position(cursor: Cursor[TupleRow], watcher: str, source: str) -> int | None:
     """The last event of `source` that a watcher has judged; None before its first `move`.
 
     Its row is locked until the transaction ends: of two looks at the same events the second one
-    waits, and goes on where the first one has ended.
+    waits, some seconds if it must, and goes on where the first one has ended.
     """
+    set_also(cursor, _PATIENCE)
     row = cursor.execute(
         query("alert", "position"), {"watcher": watcher, "source": source}
     ).fetchone()
