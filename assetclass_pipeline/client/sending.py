@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 from tenacity import (
@@ -164,8 +165,10 @@ def visible(what: str, said: str) -> str:
 def _address(url: str) -> httpx.URL:
     """The address of the API's calls, by the server's or by that of the base path itself."""
     try:
+        # The one finds a bad port, the other one half an IPv6 address.
+        urlsplit(url)
         given = httpx.URL(url.strip())
-    except (httpx.InvalidURL, TypeError):
+    except (httpx.InvalidURL, ValueError):
         given = httpx.URL("")
     if given.scheme not in {"http", "https"} or not given.host:
         raise InvalidOptionsError(
