@@ -18,10 +18,8 @@ from assetclass_pipeline.database.embedded import (
     find_binaries,
     system_binaries,
 )
-from assetclass_pipeline_tests.faults.fault_table import (  # noqa: F401 - hooks of pytest
-    pytest_addoption,
-    pytest_terminal_summary,
-)
+from assetclass_pipeline_tests.api import case_count
+from assetclass_pipeline_tests.faults import fault_table
 from assetclass_pipeline_tests.receiver import (  # noqa: F401 - fixtures
     another_receiver,
     receiver,
@@ -38,6 +36,18 @@ _SETTINGS_OF_TESTS = {
 _database_numbers = itertools.count(1)
 
 StartServer = Callable[[Binaries], EmbeddedServer]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options that say how much is tried."""
+    fault_table.add_option(parser)
+    case_count.add_option(parser)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was tried, and what came of it."""
+    fault_table.print_summary(terminalreporter)
+    case_count.print_summary(terminalreporter)
 
 
 def _every_binaries() -> list[Binaries]:
