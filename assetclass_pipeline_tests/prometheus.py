@@ -1,15 +1,11 @@
-"""A real Prometheus for tests: found on this machine, or unpacked from Debian's package.
+"""A real Prometheus for tests.
 
-Belongs here: finding the programs, running one server, asking it. Does not: what is scraped.
+Belongs here: running one server, asking it. Does not: what is scraped, where it comes from.
 """
 
 import json
-import os
-import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from filelock import FileLock
 
-_CACHE = Path(sys.prefix) / "cache" / "prometheus"
-_DOWNLOAD_SECONDS = 240
+from assetclass_pipeline_tests.debian import find_programs
+
 _READY_SECONDS = 60
 
 
@@ -51,74 +46,8 @@ class Programs:
 
 @pytest.fixture(scope="session")
 def prometheus_programs() -> Programs:
-    """Both programs. Without them the test is skipped, but not on CI where they can be had."""
-    return find_programs(_CACHE)
-
-
-def find_programs(cache: Path) -> Programs:
-    """What is on the PATH, or in `cache`, or what is fetched into it; else skips, or fails."""
-    found = _on_path() or _unpacked(cache)
-    if found is not None:
-        return found
-    missing = [name for name in ("apt-get", "dpkg-deb") if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"no prometheus and promtool on the PATH, and no {missing[0]} to fetch them")
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "lock", timeout=2 * _DOWNLOAD_SECONDS):
-        # Another test process may have been faster.
-        problem = None if _unpacked(cache) else _fetch(cache)
-    found = _unpacked(cache)
-    if found is None:
-        reason = f"Debian's package of Prometheus could not be had: {problem}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
-
-
-def _on_path() -> Programs | None:
-    prometheus, promtool = shutil.which("prometheus"), shutil.which("promtool")
-    if prometheus is None or promtool is None:
-        return None
-    return Programs(Path(prometheus), Path(promtool))
-
-
-def _unpacked(cache: Path) -> Programs | None:
-    programs = cache / "package" / "usr" / "bin"
-    found = Programs(programs / "prometheus", programs / "promtool")
-    return found if found.prometheus.exists() and found.promtool.exists() else None
-
-
-def _fetch(cache: Path) -> str | None:
-    """Unpack the package without installing it; returns what went wrong."""
-    with tempfile.TemporaryDirectory(dir=cache) as directory:
-        fetch = ["apt-get", "-o", "APT::Sandbox::User=", "download", "prometheus"]
-        problem = _run(fetch, directory)
-        if problem is not None:
-            # The list of packages may be missing or old; not everybody may write it.
-            problem = _run(["apt-get", "update"], directory) or _run(fetch, directory)
-        if problem is not None:
-            return problem
-        (package,) = Path(directory).glob("*.deb")
-        problem = _run(["dpkg-deb", "-x", str(package), "unpacked"], directory)
-        if problem is None:
-            (Path(directory) / "unpacked").rename(cache / "package")
-        return problem
-
-
-def _run(command: list[str], directory: str) -> str | None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_DOWNLOAD_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"{command[0]} took too long"
-    return None if done.returncode == 0 else (done.stderr.strip() or done.stdout.strip())
+    """Both programs."""
+    return Programs(**find_programs("prometheus", "prometheus", "promtool"))
 
 
 def free_port() -> int:

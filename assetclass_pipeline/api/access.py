@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import anyio.to_thread
 from fastapi import Depends, Request
 
 from assetclass_pipeline.api.authentication import Authenticator, Caller
@@ -45,9 +46,13 @@ class _Required:
 
     least: Role
 
-    def __call__(self, request: Request) -> Caller:
+    async def __call__(self, request: Request) -> Caller:
         authenticator: Authenticator = request.app.state.authenticator
-        caller = authenticator.identify(request)
+        known = authenticator.known(request)
+        if known is not None:
+            caller = authenticator.admit(request, known)
+        else:
+            caller = await anyio.to_thread.run_sync(authenticator.identify, request)
         if not caller.role.includes(self.least):
             error = ForbiddenError(
                 f"This needs the role {self.least} and you have {caller.role}. Ask an "

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
@@ -50,7 +50,9 @@ _ASK_AGAIN = 0.3
 
 
 @dataclass
-class _Idle:
+class Lent:
+    """A connection, when it was opened and when it was used last (monotonic seconds)."""
+
     connection: Connection[TupleRow]
     opened: float
     used: float
@@ -62,7 +64,7 @@ class Connections:
 
     dsn: str
     settings: Settings
-    _idle: deque[_Idle] = field(default_factory=deque)
+    _idle: deque[Lent] = field(default_factory=deque)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _away_until: float = 0.0
     _away: DatabaseUnavailableError | None = None
@@ -79,16 +81,36 @@ class Connections:
         Raises ServerBusyError when none gets free in time, DatabaseUnavailableError,
         SchemaNotReadyError.
         """
+        lent = self.lend()
+        try:
+            yield lent.connection
+        finally:
+            self.take_back(lent)
+
+    def lend(self) -> Lent:
+        """As `borrowed`, for whoever calls `take_back` at the end."""
         if not self._places.acquire(timeout=self.settings.api.connection_wait):
             raise ServerBusyError(
                 "All connections of the API to its database are in use: try again in a moment."
             )
         try:
-            taken = self._take()
-            try:
-                yield taken.connection
-            finally:
-                self._give_back(taken)
+            return self._take()
+        except BaseException:
+            self._places.release()
+            raise
+
+    def lend_at_once(self) -> Lent | None:
+        """A connection that was used a moment ago; None where anything would have to be awaited."""
+        with self._guard:
+            fresh = self._idle and time.monotonic() - self._idle[-1].used < _SURELY_ALIVE
+            if not fresh or not self._places.acquire(blocking=False):
+                return None
+            return self._idle.pop()
+
+    def take_back(self, lent: Lent) -> None:
+        """It is somebody else's from now on, or closed where it cannot be; takes no time."""
+        try:
+            self._give_back(lent)
         finally:
             self._places.release()
 
@@ -126,7 +148,7 @@ class Connections:
         for scan in scans:
             scan.end(ServerBusyError("The API is about to stop: try again in a moment."))
 
-    def _take(self) -> _Idle:
+    def _take(self) -> Lent:
         while True:
             with self._guard:
                 if not self._idle:
@@ -136,9 +158,9 @@ class Connections:
                 return one
             one.connection.close()
         now = time.monotonic()
-        return _Idle(self.open_own("api"), now, now)
+        return Lent(self.open_own("api"), now, now)
 
-    def _give_back(self, one: _Idle) -> None:
+    def _give_back(self, one: Lent) -> None:
         one.used = time.monotonic()
         connection = one.connection
         clean = connection.info.transaction_status == TransactionStatus.IDLE
@@ -274,7 +296,7 @@ def _unlimited() -> anyio.CapacityLimiter:
     return anyio.CapacityLimiter(1)
 
 
-def _is_alive(one: _Idle, now: float) -> bool:
+def _is_alive(one: Lent, now: float) -> bool:
     if one.connection.closed or now - one.opened > _LONGEST_LIFE:
         return False
     if now - one.used < _SURELY_ALIVE:
@@ -287,10 +309,15 @@ def _is_alive(one: _Idle, now: float) -> bool:
     return True
 
 
-def _borrowed(request: Request) -> Iterator[Connection[TupleRow]]:
+async def _borrowed(request: Request) -> AsyncIterator[Connection[TupleRow]]:
     connections: Connections = request.app.state.connections
-    with connections.borrowed() as connection:
-        yield connection
+    lent = connections.lend_at_once()
+    if lent is None:
+        lent = await anyio.to_thread.run_sync(connections.lend)
+    try:
+        yield lent.connection
+    finally:
+        connections.take_back(lent)
 
 
 # Given back before the answer is sent: who reads it slowly holds no connection.

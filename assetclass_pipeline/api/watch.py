@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from assetclass_pipeline.api.connections import Connections
-from assetclass_pipeline.defs.dagster_probes import DagsterWatch
+from assetclass_pipeline.defs.dagster_probes import RELIED_SENSORS, DagsterWatch
 from assetclass_pipeline.model.metrics import Metrics
 from assetclass_pipeline.monitoring.database_probes import database_probes
 from assetclass_pipeline.monitoring.exposition import daemon_ages, exposition, tick_ages
@@ -32,7 +32,12 @@ class Watch:
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format, with what only Dagster's records tell."""
         beat = self.dagster.daemon_heartbeat_age()
-        ticks = {name: age for name, age in self.dagster.tick_ages().items() if age is not None}
+        # A schedule ticks once a day or less often: its age alone says nothing.
+        ticks = {
+            name: age
+            for name, age in self.dagster.tick_ages().items()
+            if age is not None and name in RELIED_SENSORS
+        }
         daemon = {} if beat is None else {_DAEMON: beat}
         return exposition(self.metrics.get(), [daemon_ages(daemon), tick_ages(ticks)])
 

@@ -122,7 +122,7 @@ def revoke(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Let a token open nothing any more, from the next request on."""
+    """Let a token open nothing any more, a second later."""
     with _open("tokens revoke") as (connection, settings):
         token = revoke_token(connection, settings, name, by=this_user())
     if as_json:

@@ -410,9 +410,13 @@ def _schedule(
 
 
 def _failure(tick: TickData | None) -> str | None:
+    """What a failed tick met: the innermost cause, for Dagster wraps it."""
     if tick is None or tick.status is not TickStatus.FAILURE:
         return None
-    return _first_line(tick.error.message if tick.error else "")
+    error = tick.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return _first_line(error.message if error else "")
 
 
 def _tick_problem(name: str, kind: str, one: Instigator | None, settings: Settings) -> str | None:

@@ -79,7 +79,7 @@ def list_tokens(connection: Connection[TupleRow], settings: Settings) -> list[To
 def revoke_token(
     connection: Connection[TupleRow], settings: Settings, name: str, *, by: str
 ) -> Token:
-    """The token opens nothing from now on. Raises TokenNotFoundError when none in use is named so.
+    """The token opens nothing any more. Raises TokenNotFoundError when none in use is named so.
 
     Requests that it has begun go on.
     """

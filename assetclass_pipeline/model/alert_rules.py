@@ -64,8 +64,6 @@ _DEGRADED: Final = 2
 TOLD_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "operation": ("operation_failed:", "sla:"),
     "requests": ("sla:",),
-    "sensors": ("tick:",),
-    "schedules": ("tick:",),
 }
 """Components that are not judged while an alert is open whose cause begins like this."""
 

@@ -19,7 +19,7 @@ OPERATION_BOUNDS: Final = (1.0, 5, 15, 60, 300, 600, 1800, 3600, 7200, 14_400, 2
 """Upper bounds, in seconds, of the durations of operations; the guide's limit is one of them."""
 
 BATCH_BOUNDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""Those of batches, as the column assetclass.operation_total.batch_buckets has them."""
+"""Those of batches, as assetclass.operation_total has a column for each."""
 
 WINDOWS: Final = {"24h": 1, "7d": 7, "30d": 30}
 """Days of each window of time that is looked back on."""

@@ -61,7 +61,7 @@ def collect(connection: Connection[TupleRow], settings: Settings) -> Metrics:
     ):
         live = [row["correction_id"] for row in _rows(cursor, "live")]
         totals = [*_totals(cursor, "ended"), *_totals(cursor, "running", live=live)]
-        upkeep = _rows(cursor, "upkeep")[0]
+        upkeep = _rows(cursor, "upkeep", tries=settings.alerts.delivery_tries)[0]
         windows = _windows(cursor)
         quality = _quality(cursor)
         active = _active(cursor, totals)
@@ -215,8 +215,9 @@ def _last_successes(rows: list[_Row]) -> list[LastSuccess]:
 
 
 def _windows(cursor: Cursor[_Row]) -> list[Window]:
-    values = {"names": [*WINDOWS], "days": [*WINDOWS.values()]}
-    rows = {(row["name"], row["kind"]): row for row in _rows(cursor, "windows", **values)}
+    days = [*WINDOWS.values()]
+    found = _rows(cursor, "windows", names=[*WINDOWS], days=days, longest=max(days))
+    rows = {(row["name"], row["kind"]): row for row in found}
     return [
         _window(name, kind, rows.get((name, kind), {}))
         for name in WINDOWS

@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 from pydantic import PlainSerializer
 
 from assetclass_pipeline.database.connections import transaction
+from assetclass_pipeline.database.embedded.data_directory import DataDirectory
 from assetclass_pipeline.database.market_tables import MarketTables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.disk_space import WAL_BYTES_A_ROW, free_disk
@@ -128,7 +129,7 @@ def capacity_report(
         scores = daily_scores(cursor, period)
         lines = operations_of(cursor, period)
         (sizes,) = rows_of(connection, query("reports", "sizes"), {"leaves": leaves})
-        free = free_disk(cursor, settings.home / "postgres")
+        free = free_disk(cursor, DataDirectory(settings.home / "postgres").data)
     written = [line for line in lines if line.records_corrected and not line.dry_run]
     largest = max((line.records_corrected for line in written), default=0)
     usual = statistics.median(line.records_corrected for line in written) if written else 0

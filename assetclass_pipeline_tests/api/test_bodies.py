@@ -140,6 +140,12 @@ def test_a_body_of_100_megabytes_is_refused_at_once_and_its_sender_is_told(
     assert time.monotonic() - began < 5
 
 
+def test_who_writes_everything_before_reading_is_told_too(service: Service) -> None:
+    body = b"x" * 20_000_000
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert service.raw(head + body).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_body_that_does_not_say_its_length_is_counted(service: Service) -> None:
     def endless() -> Iterator[bytes]:
         while True:

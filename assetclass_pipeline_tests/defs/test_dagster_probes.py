@@ -99,9 +99,14 @@ class Scene:
                 status=TickStatus.FAILURE if failure else TickStatus.SKIPPED,
                 timestamp=ticked,
                 selector_id=state.selector_id,
-                error=SerializableErrorInfo(failure, [], None) if failure else None,
+                error=_wrapped(failure) if failure else None,
             )
             self.instance.create_tick(tick)
+
+
+def _wrapped(failure: str) -> SerializableErrorInfo:
+    cause = SerializableErrorInfo(failure, [], None)
+    return SerializableErrorInfo("SensorExecutionError: Error occurred", [], None, cause)
 
 
 def origin(name: str) -> RemoteInstigatorOrigin:

@@ -302,18 +302,13 @@ def test_what_is_resumed_is_launched_by_a_run_of_its_own(pipeline: Pipeline) -> 
     assert pipeline.operation(correction_id).status is Status.SUCCEEDED
 
 
-def test_runs_of_others_stay_in_the_queue(pipeline: Pipeline) -> None:
+def test_what_somebody_executes_again_stays_in_the_queue(pipeline: Pipeline) -> None:
     correction_id = ask(pipeline)
-    request = _without_tags(asked_run(pipeline))
-    run = create(pipeline, request, status=dg.DagsterRunStatus.QUEUED)
+    request = asked_run(pipeline)
+    first = create(pipeline, request, status=dg.DagsterRunStatus.QUEUED)
     cancel(pipeline, correction_id)
+    again = create(pipeline, request, status=dg.DagsterRunStatus.QUEUED, parent=first)
     tick(pipeline)
-    stored = pipeline.instance.get_run_by_id(run.run_id)
+    stored = pipeline.instance.get_run_by_id(again.run_id)
     assert stored is not None
     assert stored.status is dg.DagsterRunStatus.QUEUED
-
-
-def _without_tags(request: dg.RunRequest) -> dg.RunRequest:
-    return dg.RunRequest(
-        run_key=request.run_key, job_name=request.job_name, run_config=request.run_config
-    )

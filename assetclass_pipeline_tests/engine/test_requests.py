@@ -11,8 +11,10 @@ import pytest
 from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.engine import requests
 from assetclass_pipeline.engine.claiming import CorrectionRequest
 from assetclass_pipeline.engine.control import ask_to_cancel, ask_to_pause
+from assetclass_pipeline.engine.operations import active_id
 from assetclass_pipeline.engine.requests import (
     IdempotencyKey,
     Requested,
@@ -337,6 +339,38 @@ def test_the_same_key_at_the_same_instant_is_one_operation(market: Market) -> No
     assert len({answer.correction_id for answer in answers}) == 1
     assert [answer.is_new for answer in answers].count(True) == 1
     assert count(market) == 1
+
+
+@pytest.mark.parametrize("step", ["refuse_while_active", "look_before"])
+def test_a_twin_that_is_quicker_at_any_step_is_found(
+    market: Market, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    asked: list[Requested] = []
+    real = getattr(requests, step)
+
+    def beaten(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        asked.append(ask(market, key="once"))
+        return real(*arguments)
+
+    monkeypatch.setattr(requests, step, beaten)
+    assert ask(market, key="once") == Requested(asked[0].correction_id, False)
+    assert count(market) == 1
+
+
+def test_what_ends_at_that_very_instant_stands_in_nobodys_way(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active = ask(market).correction_id
+
+    def ended_since(*arguments: Any) -> None:
+        monkeypatch.undo()
+        cancel(market, active)
+        assert active_id(*arguments) is None
+
+    monkeypatch.setattr(requests, "refuse_while_active", lambda *_: None)
+    monkeypatch.setattr(requests, "active_id", ended_since)
+    assert ask(market).is_new
 
 
 def test_the_same_key_gets_the_same_operation_even_after_it_ended(market: Market) -> None:

@@ -1,9 +1,10 @@
 """Alerts in a real database: findings judged, also by several at once, and what people do."""
 
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
@@ -14,6 +15,7 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.errors import (
     AlertNotFoundError,
     AlertStateError,
@@ -299,6 +301,66 @@ def _wait_until_blocked(store: Store, pid: int) -> None:
     raise AssertionError("it never waited")
 
 
+def test_judges_people_and_deliverers_never_block_each_other_for_ever(store: Store) -> None:
+    """No deadlock, no lock time-out, whatever they meet each other with."""
+    everybody_ready = threading.Barrier(4)
+
+    def judging(connection: psycopg.Connection[TupleRow], chance: random.Random) -> None:
+        causes = chance.sample("abcdefgh", 5)
+        findings = [
+            found(cause, holds=chance.random() < 0.6, severity=chance.choice([*Severity]))
+            for cause in causes
+        ]
+        with transaction(connection, store.settings) as cursor:
+            alert_store.judge(cursor, store.settings, findings)
+
+    def acting(connection: psycopg.Connection[TupleRow], chance: random.Random) -> None:
+        number, settings = chance.randint(1, 8), store.settings
+        with suppress(AlertNotFoundError, AlertStateError):
+            alert_store.acknowledge(connection, settings, number, by="ada")
+        with suppress(AlertNotFoundError, AlertStateError):
+            alert_store.snooze(connection, settings, number, until=in_(0.5), by="ada")
+        window = alert_store.open_window(
+            connection, settings, ends_at=in_(60), reason="upgrade", by="ada"
+        )
+        alert_store.end_window(connection, settings, window.id, by="ada")
+
+    def delivering(connection: psycopg.Connection[TupleRow], chance: random.Random) -> None:
+        """As a deliverer claims and records, some of it as failed."""
+        channel = {"channel": "chat", "lease": 1}
+        with transaction(connection, store.settings) as cursor:
+            row = cursor.execute(query("notification", "claim"), channel).fetchone()
+        if row is None:
+            return
+        about = {"id": row[0], "alert_id": row[1], "attempts": row[4], "wait": 0.01, "error": "no"}
+        with transaction(connection, store.settings) as cursor:
+            if chance.random() < 0.3:
+                cursor.execute(query("notification", "failed"), about)
+                cursor.execute(query("notification", "postpone"), {**about, **channel})
+            else:
+                cursor.execute(query("notification", "told"), about)
+                text = {"title": "a title", "body": "a body"}
+                cursor.execute(query("notification", "delivered"), {**about, **text})
+
+    def work(number: int) -> None:
+        chance = random.Random(number)  # noqa: S311 - no secret; the same in each run
+        task = (judging, judging, acting, delivering)[number]
+        with closing(connect(store.dsn, store.settings, purpose="test")) as connection:
+            everybody_ready.wait(30)
+            for _ in range(25):
+                task(connection, chance)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [None] * 4
+    numbers = store.rows(
+        "SELECT count(*) FILTER (WHERE event = 'opened' OR event = 'reopened'),"
+        " count(*) FILTER (WHERE event = 'resolved') FROM assetclass.alert_event"
+    )
+    began, ended = numbers[0]
+    assert began - ended == len(store.alerts(include_resolved=False))
+    assert len({each.cause for each in store.alerts()}) == len(store.alerts()) == 8
+
+
 def test_what_is_rolled_back_was_never_judged(store: Store) -> None:
     def look() -> None:
         with transaction(store.connection, store.settings) as cursor:
@@ -411,6 +473,49 @@ def test_a_try_under_way_is_put_off_but_never_brought_forward(store: Store) -> N
     assert [each[0] for each in store.rows(due)] == [70, 0]
     _window(store, 90)
     assert [each[0] for each in store.rows(due)] == [90, 90]
+
+
+def test_what_is_due_already_stays_due_since_then(store: Store) -> None:
+    """Whoever reads the history sees how late a message is; reminders count from it."""
+    (opened,) = store.judge(found())
+    due = "SELECT due_at FROM assetclass.notification"
+    before = store.rows(due)
+    _window(store, 3600, AlertType.RUN_FAILED)
+    assert store.rows(due) == before
+    assert store.the_alert().notified_at == opened.notified_at
+
+
+def test_whoever_delivers_is_not_waited_for(store: Store) -> None:
+    """Else a channel that is slow would hold up those who judge."""
+    taken, _ = store.judge(found("a"), found("b"))
+    window = _window(store, 3600)
+    lease = in_(70)
+    of_taken = {"id": taken.id, "lease": lease}
+    with (
+        closing(connect(store.dsn, store.settings, purpose="test")) as other,
+        transaction(other, store.settings) as delivering,
+    ):
+        delivering.execute(
+            "UPDATE assetclass.notification SET due_at = %(lease)s, attempts = 1"
+            " WHERE alert_id = %(id)s",
+            of_taken,
+        )
+        alert_store.end_window(store.connection, store.settings, window, by="ada")
+        store.judge(over("a"), over("b"))
+    dues = store.rows(
+        "SELECT due_at FROM assetclass.notification WHERE alert_id = %(id)s", id=taken.id
+    )
+    assert dues == [(lease,)]
+    assert store.outbox() == [("opened", "chat", "later"), ("opened", "chat", "dropped")]
+
+
+def test_what_somebody_has_taken_since_is_theirs(store: Store) -> None:
+    store.judge(found())
+    dues = "SELECT id, due_at FROM assetclass.notification"
+    (before,) = store.rows(dues)
+    stale = {"ids": [before[0]], "before": [in_(-9)], "dues": [in_(0)]}
+    store.connection.execute(query("alert", "move_due"), stale)
+    assert store.rows(dues) == [before]
 
 
 def _window(store: Store, seconds: float, *types: AlertType, begins: float | None = None) -> int:
@@ -529,3 +634,12 @@ def test_the_most_severe_are_listed_first(store: Store) -> None:
     assert [each.cause for each in store.alerts()] == ["d", "b", "c", "a", "f", "e"]
     assert [each.cause for each in store.alerts(most=5)] == ["d", "b", "c", "a", "f"]
     assert [each.cause for each in store.alerts(include_resolved=False, most=3)] == ["d", "b", "c"]
+
+
+def test_no_password_of_an_error_is_stored(store: Store) -> None:
+    said = "cannot parse postgresql://ann:s3cr3t-word@db/market (password=s3cr3t-word)"
+    details = {"error": said, "nested": [{"why": said}]}
+    store.judge(Finding("a cause", QUALITY, holds=True, summary=said, details=details))
+    assert "s3cr3t-word" not in str(store.the_alert())
+    assert "ann:****@db" in store.the_alert().summary
+    assert store.rows("SELECT FROM assetclass.alert_event WHERE details::text ~ 's3cr3t'") == []

@@ -1,11 +1,14 @@
 """The capacity report: sizes as the server has them, growth and forecasts by hand."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.engine.disk_space import Free
 from assetclass_pipeline.reports import capacity
 from assetclass_pipeline.reports.capacity import CapacityReport, capacity_report
@@ -89,6 +92,17 @@ def test_growth_and_where_it_leads(
     assert days is not None
     assert days.likely == pytest.approx(free.data / (100 * each), rel=1e-6)
     assert days.low <= days.likely <= days.high
+
+
+def test_free_bytes_are_those_of_the_servers_disk(
+    market: Market, postgres_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    (tmp_path / "postgres").symlink_to(postgres_server._files.directory)
+    settings = market.settings.model_copy(update={"home": tmp_path})
+    tables = tables_of(market)
+    with connect(market.dsn, settings, purpose="test") as connection:
+        found = capacity_report(connection, tables, settings).disk_free_bytes
+    assert found == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
 
 
 def test_a_disk_that_is_nearly_full_is_said(

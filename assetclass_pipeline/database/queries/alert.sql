@@ -40,22 +40,19 @@ SELECT alert_id, channel, max(delivered_at) AS last_at,
 FROM assetclass.notification WHERE alert_id = ANY (%(ids)s::bigint[])
 GROUP BY alert_id, channel
 
--- name: new_ids
--- Known before the rows are written, so that their events can be written with them.
-SELECT nextval(pg_get_serial_sequence('assetclass.alert', 'id'))
-FROM generate_series(1, %(number)s)
-
 -- name: add
+-- Numbered by the column itself: who may only write the tables may not ask its sequence. Of one cause
+-- there is one new alert.
 INSERT INTO assetclass.alert
-    (id, cause, alert_type, severity, status, summary, details, correction_id, run_id, opened_at,
+    (cause, alert_type, severity, status, summary, details, correction_id, run_id, opened_at,
      last_seen_at, occurrences, times_reopened, level, notified_at, acknowledged_at,
      acknowledged_by, snoozed_until, resolved_at)
-OVERRIDING SYSTEM VALUE
-SELECT id, cause, alert_type, severity, status, summary, details, correction_id, run_id, opened_at,
+SELECT cause, alert_type, severity, status, summary, details, correction_id, run_id, opened_at,
        last_seen_at, occurrences, times_reopened, level, notified_at, acknowledged_at,
        acknowledged_by, snoozed_until, resolved_at
-FROM jsonb_populate_recordset(NULL::assetclass.alert, %(alerts)s)
-ORDER BY id
+FROM jsonb_populate_recordset(NULL::assetclass.alert, %(alerts)s) WITH ORDINALITY
+ORDER BY ordinality
+RETURNING cause, id
 
 -- name: change
 UPDATE assetclass.alert a
@@ -76,21 +73,22 @@ FROM jsonb_populate_recordset(NULL::assetclass.alert_event, %(events)s) WITH ORD
 ORDER BY ordinality
 
 -- name: drop_waiting
--- What nobody got yet; `kept` is an occasion of that alert whose messages stay.
+-- What nobody got yet; `kept` is an occasion of that alert whose messages stay. Whoever records a
+-- delivery at this moment is not waited for: what was not taken is dropped before its next try.
 UPDATE assetclass.notification SET dropped_at = %(now)s
 WHERE id IN (SELECT n.id
              FROM assetclass.notification n
              JOIN unnest(%(ids)s::bigint[], %(kept)s::text[]) AS dropped (alert_id, kept)
                ON dropped.alert_id = n.alert_id AND n.occasion IS DISTINCT FROM dropped.kept
              WHERE n.delivered_at IS NULL AND n.dropped_at IS NULL
-             ORDER BY n.id FOR UPDATE OF n)
+             FOR UPDATE OF n SKIP LOCKED)
 
 -- name: drop_reminders
 UPDATE assetclass.notification SET dropped_at = %(now)s
 WHERE id IN (SELECT id FROM assetclass.notification
              WHERE alert_id = %(id)s AND delivered_at IS NULL AND dropped_at IS NULL
                AND occasion LIKE 'reminder %'
-             ORDER BY id FOR UPDATE)
+             FOR UPDATE SKIP LOCKED)
 
 -- name: put
 -- Each occasion is told once on a channel, whoever puts it there.
@@ -109,11 +107,15 @@ WHERE delivered_at IS NULL AND dropped_at IS NULL AND alert_id IS NOT NULL
 ORDER BY id
 
 -- name: move_due
--- Not of one that somebody has taken to deliver since it was read.
-UPDATE assetclass.notification n SET due_at = moved.due_at
-FROM unnest(%(ids)s::bigint[], %(before)s::timestamptz[], %(dues)s::timestamptz[])
-     AS moved (id, before, due_at)
-WHERE n.id = moved.id AND n.due_at = moved.before AND n.delivered_at IS NULL
+-- Not of one that somebody delivers now, or has taken to deliver since it was read.
+WITH free AS MATERIALIZED (
+    SELECT n.id, moved.due_at
+    FROM assetclass.notification n
+    JOIN unnest(%(ids)s::bigint[], %(before)s::timestamptz[], %(dues)s::timestamptz[])
+         AS moved (id, before, due_at) ON moved.id = n.id AND moved.before = n.due_at
+    WHERE n.delivered_at IS NULL
+    FOR UPDATE OF n SKIP LOCKED)
+UPDATE assetclass.notification n SET due_at = free.due_at FROM free WHERE n.id = free.id
 
 -- name: listed
 -- Unresolved ones first, the most severe before others; then those that are over, the newest first.

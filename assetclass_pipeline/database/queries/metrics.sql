@@ -29,10 +29,10 @@ SELECT e.id, e.kind, e.dry_run,
        sum(e.records_conflicting)::bigint AS records_conflicting,
        sum(e.batches)::bigint AS batches,
        sum(e.batch_milliseconds)::bigint AS batch_milliseconds,
-       ARRAY[sum(e.batch_buckets[1]), sum(e.batch_buckets[2]), sum(e.batch_buckets[3]),
-             sum(e.batch_buckets[4]), sum(e.batch_buckets[5]), sum(e.batch_buckets[6]),
-             sum(e.batch_buckets[7]), sum(e.batch_buckets[8]), sum(e.batch_buckets[9]),
-             sum(e.batch_buckets[10]), sum(e.batch_buckets[11])]::bigint[] AS batch_buckets,
+       ARRAY[sum(e.batches_50ms), sum(e.batches_100ms), sum(e.batches_250ms),
+             sum(e.batches_500ms), sum(e.batches_1000ms), sum(e.batches_2500ms),
+             sum(e.batches_5000ms), sum(e.batches_10000ms), sum(e.batches_30000ms),
+             sum(e.batches_60000ms), sum(e.batches_300000ms)]::bigint[] AS batch_buckets,
        max(e.ended_at) FILTER (WHERE e.status = 'succeeded') AS last_success_at
 FROM ({operations}) e
 GROUP BY e.id, e.kind, e.dry_run
@@ -52,6 +52,8 @@ GROUP BY 1
 
 -- name: windows
 -- What ended within each window, of all kinds (kind NULL) and of each. A parked plan has not ended.
+-- The longest window is said once more because the planner cannot know how long the others are, and
+-- would read everything for each.
 SELECT w.name, t.kind, count(*) AS ended,
        count(*) FILTER (WHERE t.status = 'succeeded') AS completed,
        avg(t.duration_seconds) FILTER (WHERE t.status = 'succeeded') AS mean_seconds,
@@ -63,7 +65,8 @@ SELECT w.name, t.kind, count(*) AS ended,
        sum(t.records_failed)::bigint AS records_failed
 FROM unnest(%(names)s::text[], %(days)s::integer[]) w (name, days)
 JOIN assetclass.operation_total t ON t.ended_at >= now() - make_interval(days => w.days)
-WHERE NOT t.dry_run AND t.started_at IS NOT NULL AND t.status <> 'planned'
+WHERE t.ended_at >= now() - make_interval(days => %(longest)s::integer)
+  AND NOT t.dry_run AND t.started_at IS NOT NULL AND t.status <> 'planned'
 GROUP BY GROUPING SETS ((w.name), (w.name, t.kind))
 
 -- name: trend
@@ -114,9 +117,13 @@ SELECT (SELECT count(*) FROM assetclass.operation WHERE rolled_back_by IS NOT NU
         ORDER BY t.ended_at DESC LIMIT 1) AS preview_error_percent,
        waiting.*, backups.*,
        (SELECT count(*) FROM assetclass.notification
-        WHERE dropped_at IS NOT NULL AND last_error IS NOT NULL) AS notifications_failed
+        WHERE dropped_at IS NOT NULL AND last_error IS NOT NULL AND attempts >= %(tries)s)
+           AS notifications_failed
 FROM (SELECT count(*) AS notifications_waiting,
-             extract(epoch FROM clock_timestamp() - min(created_at))::double precision
+             -- One that nobody should get yet (a snooze, a maintenance window) does not wait for us.
+             extract(epoch FROM clock_timestamp() - min(
+                 CASE WHEN last_error IS NOT NULL THEN created_at
+                      WHEN due_at <= clock_timestamp() THEN due_at END))::double precision
                  AS oldest_waiting_seconds
       FROM assetclass.notification
       WHERE delivered_at IS NULL AND dropped_at IS NULL) waiting,

@@ -22,6 +22,10 @@ An id is given out before its event is committed, so a lower one may appear afte
 INSERT that takes longer than this would have to run into it for an event to be passed over.
 """
 
+_CLOCKS_DIFFER: Final = 60.0
+"""Seconds by which an event may seem to be of the future and still be waited for: one machine whose
+clock is far ahead must not hold up the events of all others."""
+
 _ALL_ASSETS_JOB = "__ASSET_JOB"
 
 
@@ -55,23 +59,21 @@ def events_after(
     """The next events of these types behind `after`, or without it of the last 24 hours."""
     if after is None:
         after = _start(instance, types)
-    found: list[dg.EventLogRecord] = []
-    ends: list[int] = []
-    for event_type in types:
-        records = instance.event_log_storage.get_event_records(
+    found = [
+        record
+        for event_type in types
+        for record in instance.event_log_storage.get_event_records(
             dg.EventRecordsFilter(event_type, after_cursor=after), limit=most, ascending=True
         )
-        found += records
-        if len(records) == most:
-            ends.append(records[-1].storage_id)
-    # Behind the end of a type that has more, those of the others must wait for it.
-    found = [record for record in found if not ends or record.storage_id <= min(ends)]
+    ]
+    # The first ones of all types together: none of them lies behind the end of a type of which
+    # there is more, because that alone would fill the batch.
     found.sort(key=lambda record: record.storage_id)
-    is_full = bool(ends) or len(found) > most
+    is_full = len(found) >= most
     settled = []
-    youngest = time.time() - SETTLED_AFTER
+    now = time.time()
     for record in found[:most]:
-        if record.timestamp > youngest:
+        if now - SETTLED_AFTER < record.timestamp < now + _CLOCKS_DIFFER:
             is_full = False
             break
         settled.append(record)

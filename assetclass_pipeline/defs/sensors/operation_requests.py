@@ -174,5 +174,5 @@ def _clear_queue(instance: dg.DagsterInstance, waiting: WaitingRequest | None) -
     )
     for run in instance.get_runs(queued):
         is_original = run.parent_run_id is None
-        if is_original and run.tags.get(REQUEST_TAG) not in {None, wanted}:
+        if is_original and run.tags.get(REQUEST_TAG) != wanted:
             instance.report_run_canceled(run, "What it was launched for was cancelled.")

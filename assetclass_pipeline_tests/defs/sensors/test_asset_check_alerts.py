@@ -1,6 +1,7 @@
 """`asset_check_alerts`: every evaluation of a check on our assets is judged once, in order."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -150,6 +151,18 @@ def test_an_event_whose_predecessor_may_still_be_on_its_way_waits(
         assert watch.alerts() == {}
     assert watch.positions() == before
     watch.tick(SENSOR)
+    assert watch.alerts()[SOUND].occurrences == 1
+
+
+def test_a_clock_that_is_far_ahead_holds_up_nobody(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(events, "SETTLED_AFTER", 3.0)
+        ahead = SimpleNamespace(time=lambda: time.time() - 3600)
+        watch.report()
+        patched.setattr(events, "time", ahead)
+        watch.tick(SENSOR)
     assert watch.alerts()[SOUND].occurrences == 1
 
 

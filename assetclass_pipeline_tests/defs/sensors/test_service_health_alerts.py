@@ -21,7 +21,7 @@ from dagster._core.scheduler.instigation import (
 from dagster_shared.error import SerializableErrorInfo
 
 from assetclass_pipeline.defs.dagster_home import LOCATION_NAME
-from assetclass_pipeline.defs.health import health_of
+from assetclass_pipeline.defs.health import health_for_alerts
 from assetclass_pipeline.defs.sensors.service_health_alerts import service_health_alerts_sensor
 from assetclass_pipeline.model.alert import AlertType
 from assetclass_pipeline.monitoring.health import Component, Health
@@ -29,7 +29,7 @@ from assetclass_pipeline.settings import Settings
 from assetclass_pipeline_tests.defs.sensors.conftest import Watch
 
 SENSOR = "service_health_alerts"
-NAMES = ("database", "disk", "daemon", "operation", "sensors")
+NAMES = ("database", "disk", "daemon", "operation")
 
 
 class Service:
@@ -170,9 +170,6 @@ def test_a_failed_tick_ends_with_the_next_good_one(
         assert service.tick() == {f"tick:{name}": 1}
         add_tick(watch, state, TickStatus.FAILURE)
         assert service.tick() == {f"tick:{name}": 2}
-        # What the probe of all sensors says of it is no second alert.
-        service.tick("sensors")
-        assert service.tick("sensors").keys() == {f"tick:{name}"}
         add_tick(watch, state, TickStatus.SKIPPED)
         assert service.tick() == {}
     finally:
@@ -223,7 +220,7 @@ def test_ticks_of_others_are_none_of_our_business(service: Service) -> None:
 
 def test_the_real_probes_are_asked(watch: Watch) -> None:
     sensor = watch.pipeline.defs.resolve_sensor_def(SENSOR)
-    health = health_of(watch.pipeline.settings)
+    health = health_for_alerts(watch.pipeline.settings)
     cursor = watch.tick(SENSOR, sensor=sensor).cursor
     assert cursor is not None
     for name, component in health.components.items():

@@ -1,10 +1,12 @@
-"""Where tests get Prometheus from: a CI that could have it may not pass without."""
+"""Where tests get programs from: a CI that could have them may not pass without."""
 
 from pathlib import Path
 
 import pytest
 
-from assetclass_pipeline_tests.prometheus import find_programs
+from assetclass_pipeline_tests.debian import find_programs
+
+PACKAGE = ("prometheus", "prometheus", "promtool")
 
 
 def program(directory: Path, name: str, script: str) -> None:
@@ -26,13 +28,13 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_on_the_path_is_taken(path: Path, tmp_path: Path) -> None:
     for name in ("prometheus", "promtool"):
         program(path, name, "exit 0")
-    assert find_programs(tmp_path / "cache").promtool == path / "promtool"
+    assert find_programs(*PACKAGE, cache=tmp_path / "cache")["promtool"] == path / "promtool"
 
 
 def test_without_a_package_manager_it_is_skipped(path: Path, tmp_path: Path) -> None:
     assert list(path.iterdir()) == []
     with pytest.raises(pytest.skip.Exception, match="no apt-get"):
-        find_programs(tmp_path / "cache")
+        find_programs(*PACKAGE, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_a_download_that_fails_is_a_failure_on_ci_only(
     program(path, "apt-get", "echo no such package >&2; exit 100")
     program(path, "dpkg-deb", "exit 0")
     with pytest.raises(outcome, match="no such package"):
-        find_programs(tmp_path / "cache")
+        find_programs(*PACKAGE, cache=tmp_path / "cache")
 
 
 def test_a_package_is_unpacked_once(path: Path, tmp_path: Path) -> None:
@@ -58,5 +60,5 @@ def test_a_package_is_unpacked_once(path: Path, tmp_path: Path) -> None:
     unpack = "/bin/mkdir -p unpacked/usr/bin; for p in prometheus promtool; do"
     program(path, "dpkg-deb", f"{unpack} : > unpacked/usr/bin/$p; done")
     cache = tmp_path / "cache"
-    assert find_programs(cache) == find_programs(cache)
+    assert find_programs(*PACKAGE, cache=cache) == find_programs(*PACKAGE, cache=cache)
     assert (tmp_path / "fetched").read_text(encoding="utf-8") == "once\n"
