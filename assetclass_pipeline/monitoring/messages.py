@@ -30,7 +30,7 @@ _TO_DO = "whatToDo"
 _WORST = ("worstSymbols", "worstMonths")
 _WORST_MOST = 5
 # Not for people: by which incident a rule knows what it told of. The others stand elsewhere.
-_NOT_TOLD = frozenset({INCIDENT, _TO_DO, "unit", "asset", "check", "measuredAt"})
+_NOT_TOLD = frozenset({INCIDENT, _TO_DO, "unit", "asset", "check", "measuredAt", "levelViolated"})
 _UNITS = {"percent": " %", "seconds": " s", "seconds per row": " s a row"}
 _IN_UNITS = frozenset({"value", "limit"})
 _SMALL = 0.1
