@@ -18,9 +18,10 @@ from assetclass_pipeline.database.embedded import (
     find_binaries,
     system_binaries,
 )
-from assetclass_pipeline_tests.faults.fault_table import (  # noqa: F401 - hooks of pytest
+from assetclass_pipeline_tests.acceptance import alert_table
+from assetclass_pipeline_tests.faults import fault_table
+from assetclass_pipeline_tests.faults.fault_table import (  # noqa: F401 - a hook of pytest
     pytest_addoption,
-    pytest_terminal_summary,
 )
 from assetclass_pipeline_tests.receiver import (  # noqa: F401 - fixtures
     another_receiver,
@@ -45,6 +46,12 @@ def _every_binaries() -> list[Binaries]:
     system = system_binaries()
     other_version = system is not None and system.major != preferred.major
     return [preferred, system] if other_version and system is not None else [preferred]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the tables that tests handed in."""
+    fault_table.print_table(terminalreporter)
+    alert_table.print_table(terminalreporter)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

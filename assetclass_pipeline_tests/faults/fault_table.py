@@ -93,7 +93,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def print_table(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table when tests handed something in."""
     outcomes = [
         Outcome(**value)
