@@ -278,6 +278,12 @@ class Settings(BaseSettings):
     )
     webserver_port: int = Field(3000, ge=1, le=65535)
     api_port: int = Field(8000, ge=1, le=65535)
+    api_url: str | None = Field(
+        None, description="commands talk to the pipeline behind this API; unset: to the database"
+    )
+    api_token_file: Path | None = Field(
+        None, description="holds the token for it, and is readable by its owner alone"
+    )
     api_anonymous_role: Role | None = Field(
         None, description="what callers on this machine may do without a token; unset: nothing"
     )

@@ -18,6 +18,7 @@ from assetclass_pipeline.database.embedded import (
     find_binaries,
     system_binaries,
 )
+from assetclass_pipeline_tests.acceptance import alert_table
 from assetclass_pipeline_tests.api import case_count
 from assetclass_pipeline_tests.faults import fault_table
 from assetclass_pipeline_tests.receiver import (  # noqa: F401 - fixtures
@@ -47,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was tried, and what came of it."""
     fault_table.print_summary(terminalreporter)
+    alert_table.print_summary(terminalreporter)
     case_count.print_summary(terminalreporter)
 
 

@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import alert_presentation as shown
 from assetclass_pipeline.cli.alert_test import send_test_message
+from assetclass_pipeline.cli.pipeline import open_pipeline
 from assetclass_pipeline.cli.presentation import document, for_people, print_document, print_model
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
@@ -70,9 +71,8 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Show unresolved alerts, the most severe first."""
-    with _store("alerts list") as (connection, settings):
-        found = alert_store.list_alerts(connection, settings, most=limit, include_resolved=every)
-        windows = alert_store.windows(connection, settings)
+    with open_pipeline() as pipeline:
+        found, windows = pipeline.alerts(most=limit, include_resolved=every)
     if as_json:
         print_document({"alerts": [document(alert) for alert in found]})
     else:
@@ -101,8 +101,8 @@ def ack(
 ) -> None:
     """Take an alert on: nobody is reminded of it any more, until it comes back."""
     said = (note or "").strip() or None
-    with _store("alerts ack") as (connection, settings):
-        taken = alert_store.acknowledge(connection, settings, alert_id, by=this_user(), note=said)
+    with open_pipeline() as pipeline:
+        taken = pipeline.acknowledge(alert_id, note=said)
     if as_json:
         print_model(taken)
     else:

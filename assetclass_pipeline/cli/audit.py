@@ -16,6 +16,7 @@ import typer
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import audit_presentation
+from assetclass_pipeline.cli.pipeline import open_pipeline
 from assetclass_pipeline.cli.presentation import (
     aside,
     document,
@@ -27,7 +28,6 @@ from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.engine import audit
 from assetclass_pipeline.engine.audit_export import ExportFormat, write_entries
-from assetclass_pipeline.engine.row_history import row_history
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.audit import Head
 from assetclass_pipeline.model.moments import parse_moment
@@ -221,8 +221,8 @@ def row(
     as_json: AsJson = False,
 ) -> None:
     """Show who changed a row, when, from what to what, why, and whether it can be put back."""
-    with _open("audit row") as (connection, settings):
-        found = row_history(connection, settings, key, symbol=symbol, timestamp=timestamp)
+    with open_pipeline() as pipeline:
+        found = pipeline.row_history(key, symbol=symbol, timestamp=timestamp)
     if as_json:
         print_model(found)
     else:

@@ -1,46 +1,23 @@
 """`assetclass pause | resume | cancel | tune`: what people ask of a running operation.
 
-Belongs here: parsing, writing the wish down, printing what became of it. Does not: obeying it.
+Belongs here: parsing, asking the pipeline, printing what became of it. Does not: obeying it.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import psycopg
 import typer
-from psycopg.rows import TupleRow
 from pydantic import ValidationError
 
 from assetclass_pipeline.cli import presentation
-from assetclass_pipeline.cli.through_dagster import (
-    correct_when_free,
-    end_run,
-    roll_back_when_free,
-)
-from assetclass_pipeline.cli.user import this_user
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import connect, open_database
-from assetclass_pipeline.engine.claiming import refuse_while_active
-from assetclass_pipeline.engine.control import (
-    ask_to_cancel,
-    ask_to_pause,
-    ask_to_resume,
-    named_or_active,
-)
-from assetclass_pipeline.engine.control import tune as tune_operation
-from assetclass_pipeline.engine.operations import Unfinished, get_operation, scope_of
-from assetclass_pipeline.errors import InvalidOptionsError, OperationInProgressError
-from assetclass_pipeline.model.months import TimeRange
-from assetclass_pipeline.model.operation import RESUMABLE, Operation
-from assetclass_pipeline.model.options import CorrectionOptions, Pace, describe_problems
-from assetclass_pipeline.model.rollback import RollbackOptions
+from assetclass_pipeline.cli.ended import Ended, end
+from assetclass_pipeline.cli.local_pipeline import LocalPipeline
+from assetclass_pipeline.cli.pipeline import open_pipeline
+from assetclass_pipeline.errors import InvalidOptionsError
+from assetclass_pipeline.model.operation import Operation
+from assetclass_pipeline.model.options import Pace, describe_problems
 from assetclass_pipeline.model.tuning import Tuning
-from assetclass_pipeline.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from assetclass_pipeline.cli.operation_run import OperationRun
+from assetclass_pipeline.settings import load_settings
 
 OperationId = Annotated[
     str | None, typer.Argument(help="The operation; without it, the active one.", metavar="ID")
@@ -48,22 +25,6 @@ OperationId = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")
 ]
-_Connection = psycopg.Connection[TupleRow]
-_Ask = Callable[..., Operation]
-
-
-@contextmanager
-def _records(purpose: str) -> Iterator[tuple[_Connection, Settings, str]]:
-    settings = load_settings()
-    with (
-        open_database(settings) as dsn,
-        connect(dsn, settings, purpose=purpose) as connection,
-    ):
-        schema.require_schema(connection)
-        # One whose process died is not active any more; nobody would hear what is asked of it.
-        with suppress(OperationInProgressError):
-            refuse_while_active(connection, settings)
-        yield connection, settings, dsn
 
 
 def pause(correction_id: OperationId = None, as_json: AsJson = False) -> None:
@@ -71,44 +32,30 @@ def pause(correction_id: OperationId = None, as_json: AsJson = False) -> None:
 
     No row is locked meanwhile; `resume` lets it go on.
     """
-    _ask(ask_to_pause, correction_id, "It stays between two batches.", as_json=as_json)
+    with open_pipeline() as pipeline:
+        operation = pipeline.pause(correction_id)
+    _print(operation, "It stays between two batches.", as_json=as_json)
 
 
 def cancel(correction_id: OperationId = None, as_json: AsJson = False) -> None:
     """Stop the active operation; what is committed stays."""
-    _ask(ask_to_cancel, correction_id, "It stops between two batches.", as_json=as_json)
+    with open_pipeline() as pipeline:
+        operation = pipeline.cancel(correction_id)
+    _print(operation, "It stops between two batches.", as_json=as_json)
 
 
 def resume(correction_id: OperationId = None, as_json: AsJson = False) -> None:
     """Let a paused operation go on; run one that was cut off.
 
     One that was cancelled, timed out, failed or lost its process is run here, through Dagster, from
-    where its ledger ends.
+    where its ledger ends; behind an API (--api) it is asked for again and followed.
     """
-    with _records("resume") as (connection, settings, dsn):
-        named = named_or_active(connection, settings, correction_id)
-        operation = get_operation(connection, settings, named)
-        if operation.status in RESUMABLE:
-            scope = scope_of(connection, settings, named)
-            end_run(_go_on(dsn, settings, operation, scope), as_json=as_json)
-            return
-    _ask(ask_to_resume, named, "It goes on.", as_json=as_json)
-
-
-def _go_on(dsn: str, settings: Settings, left: Operation, scope: TimeRange) -> "OperationRun":
-    """A run that finishes an operation which was cut off, as it was asked for."""
-    if left.rollback_of is None:
-        correction = CorrectionOptions.model_validate(left.options)
-        unfinished = Unfinished(left.correction_id, scope)
-        return correct_when_free(dsn, settings, correction, resume=unfinished)
-    return roll_back_when_free(
-        dsn,
-        settings,
-        left.rollback_of,
-        RollbackOptions.model_validate(left.options),
-        reason=left.reason or "not said",
-        resume=left.correction_id,
-    )
+    with open_pipeline() as pipeline:
+        found = pipeline.resume(correction_id)
+    if isinstance(found, Ended):
+        end(found, as_json=as_json)
+    else:
+        _print(found, "It goes on.", as_json=as_json)
 
 
 def tune(
@@ -143,10 +90,9 @@ def tune(
     except ValidationError as error:
         raise InvalidOptionsError(describe_problems(error)) from None
 
-    def ask(connection: _Connection, settings: Settings, named: str, *, by: str) -> Operation:
-        return tune_operation(connection, settings, named, changes, by=by)
-
-    _ask(ask, correction_id, "Its next batch goes by that.", as_json=as_json)
+    with LocalPipeline(load_settings()) as pipeline:
+        operation = pipeline.tune(correction_id, changes)
+    _print(operation, "Its next batch goes by that.", as_json=as_json)
 
 
 def _limit(said: str) -> tuple[str, object]:
@@ -161,11 +107,9 @@ def _limit(said: str) -> tuple[str, object]:
     return name, number if isinstance(number, (int, float, type(None))) else value
 
 
-def _ask(ask: _Ask, correction_id: str | None, done: str, *, as_json: bool) -> None:
-    with _records("control") as (connection, settings, _):
-        named = named_or_active(connection, settings, correction_id)
-        operation = ask(connection, settings, named, by=this_user())
+def _print(operation: Operation, done: str, *, as_json: bool) -> None:
     if as_json:
         presentation.print_model(operation)
     else:
-        presentation.for_people().print(f"Operation {named}: {done}", soft_wrap=True)
+        said = f"Operation {operation.correction_id}: {done}"
+        presentation.for_people().print(said, soft_wrap=True)

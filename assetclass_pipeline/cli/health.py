@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from assetclass_pipeline.cli.exit_status import FAILED
+from assetclass_pipeline.cli.pipeline import open_pipeline
 from assetclass_pipeline.cli.preflight import DEFINITIONS_ONLY
 from assetclass_pipeline.cli.presentation import for_people, print_model, section, table
 from assetclass_pipeline.cli.supervisor import python_module
 from assetclass_pipeline.database.connections import connect, running_database
-from assetclass_pipeline.defs.health import health_of
 from assetclass_pipeline.errors import AssetClassError
+from assetclass_pipeline.model.health import Health
 from assetclass_pipeline.monitoring.doctor import (
     Examination,
     Finding,
@@ -30,7 +31,6 @@ from assetclass_pipeline.monitoring.doctor import (
     examine_settings,
     findings_of,
 )
-from assetclass_pipeline.monitoring.health import Health
 from assetclass_pipeline.settings import Settings, load_settings
 
 AsJson = Annotated[
@@ -47,7 +47,8 @@ _VERDICTS = {
 
 def health(as_json: AsJson = False) -> None:
     """Say whether all is well; exit status 1 when it is not."""
-    found = health_of(load_settings())
+    with open_pipeline() as pipeline:
+        found = pipeline.health()
     if as_json:
         print_model(found)
     else:
@@ -68,6 +69,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _examine(settings: Settings) -> Iterator[Finding]:
+    # Here, not above: `health` through an API does without Dagster.
+    from assetclass_pipeline.defs.health import health_of  # noqa: PLC0415 - slow
+
     yield from findings_of(health_of(settings))
     try:
         dsn = running_database(settings)

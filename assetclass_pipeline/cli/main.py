@@ -17,6 +17,14 @@ from typer.main import get_command, get_group
 from assetclass_pipeline import __version__
 from assetclass_pipeline.cli.exit_status import FAILED, INTERRUPTED, USAGE
 from assetclass_pipeline.cli.presentation import print_document, show_error
+from assetclass_pipeline.cli.remote import (
+    API_FLAG,
+    TOKEN_FILE_FLAG,
+    Flags,
+    choose,
+    refuse_what_has_no_call,
+    to_the_front,
+)
 from assetclass_pipeline.errors import AssetClassError
 
 if TYPE_CHECKING:
@@ -126,6 +134,9 @@ class _LazyCommands(TyperGroup):
         self, ctx: "Context", args: list[str]
     ) -> "tuple[str | None, Command | None, list[str]]":
         name, sign, rest = super().resolve_command(ctx, args)
+        choose(Flags(ctx.params.get("api"), ctx.params.get("token_file")))
+        if name is not None:
+            refuse_what_has_no_call(name, rest)
         return name, sign if name is None else _load(name), rest
 
 
@@ -173,6 +184,26 @@ def _assetclass(
     debug: Annotated[  # noqa: ARG001 - read by main(), which also takes it behind a command
         bool, typer.Option("--debug", help="Show the whole traceback of an error.")
     ] = False,
+    api: Annotated[  # noqa: ARG001 - read where the command is resolved; main() takes it anywhere
+        str | None,
+        typer.Option(
+            API_FLAG,
+            help="Talk to the pipeline behind this REST API, not to a database "
+            "(ASSETCLASS_API_URL).",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
+    token_file: Annotated[  # noqa: ARG001 - likewise
+        str | None,
+        typer.Option(
+            TOKEN_FILE_FLAG,
+            help="The token for it, in a file that only its owner may read "
+            "(ASSETCLASS_API_TOKEN_FILE).",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     version: Annotated[  # noqa: ARG001 - handled by its callback
         bool,
         typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
@@ -203,7 +234,7 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         status: Any = get_command(app).main(
-            [argument for argument in arguments if argument != "--debug"],
+            to_the_front([argument for argument in arguments if argument != "--debug"]),
             prog_name="assetclass",
             standalone_mode=False,
         )

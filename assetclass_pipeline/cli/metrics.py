@@ -1,6 +1,6 @@
 """`assetclass metrics`.
 
-Belongs here: parsing, reading the metrics, how they look to people. Does not: what they are
+Belongs here: parsing, asking for the metrics, how they look to people. Does not: what they are
 (model/metrics.py), and how they are read (monitoring/metrics.py).
 """
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
+from assetclass_pipeline.cli.pipeline import open_pipeline
 from assetclass_pipeline.cli.presentation import (
     count,
     duration,
@@ -20,13 +21,9 @@ from assetclass_pipeline.cli.presentation import (
     table,
     verdict,
 )
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.metrics import KeyMetric, Metrics
 from assetclass_pipeline.model.throttle import in_bytes
-from assetclass_pipeline.monitoring.metrics import collect, exposition
-from assetclass_pipeline.settings import load_settings
 
 
 def metrics(
@@ -40,17 +37,13 @@ def metrics(
     """Show how operations went, how good the data are, which limits are not met."""
     if as_json and as_prometheus:
         raise InvalidOptionsError("Choose one of --json and --prometheus.")
-    settings = load_settings()
-    with (
-        open_database(settings) as dsn,
-        connect(dsn, settings, purpose="metrics") as connection,
-    ):
-        schema.require_schema(connection)
-        found = collect(connection, settings)
+    with open_pipeline() as pipeline:
+        if as_prometheus:
+            sys.stdout.write(pipeline.metrics_text())
+            return
+        found = pipeline.metrics()
     if as_json:
         print_model(found)
-    elif as_prometheus:
-        sys.stdout.write(exposition(found).decode())
     else:
         for part in _for_people(found):
             for_people().print(part)

@@ -1,6 +1,7 @@
-"""Progress of an operation that runs in this process, as a bar or as lines.
+"""Progress of an operation, as a bar or as lines.
 
-Belongs here: watching the operation on a connection of its own. Does not: running it.
+Belongs here: how it looks; watching one that runs in this process, on a connection of its own.
+Does not: running it, and watching one behind an API (remote_pipeline.py).
 """
 
 import os
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol, Self
 
 import psycopg
 from rich.console import Console, RenderableType
@@ -51,9 +53,14 @@ def live_progress(dsn: str, settings: Settings, correction_id: str) -> Iterator[
         yield from _shown(dsn, settings, correction_id, aside(stream))
 
 
+def progress_view(console: Console, beginning: str) -> "ProgressView":
+    """A bar on a terminal, else lines; `beginning` is said before an operation is shown."""
+    return _Bar(console, beginning) if console.is_terminal else _Lines(console, beginning)
+
+
 def _shown(dsn: str, settings: Settings, correction_id: str, console: Console) -> Iterator[None]:
     ended = threading.Event()
-    view: _Bar | _Lines = _Bar(console) if console.is_terminal else _Lines(console)
+    view = progress_view(console, "starting Dagster")
     watcher = threading.Thread(
         target=_watch,
         args=(dsn, settings, correction_id, view, ended),
@@ -73,7 +80,7 @@ def _watch(
     dsn: str,
     settings: Settings,
     correction_id: str,
-    view: "_Bar | _Lines",
+    view: "ProgressView",
     ended: threading.Event,
 ) -> None:
     connection = None
@@ -132,10 +139,23 @@ class _BarAndLine(Progress):
         yield self.line
 
 
+class ProgressView(Protocol):
+    """Shows how an operation gets on while its context lives."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the screen in order."""
+
+    def show(self, operation: Operation) -> None:
+        """The operation as it stands now."""
+
+
 class _Bar:
     """A bar that a terminal redraws and that vanishes at the end."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, beginning: str = "starting") -> None:
         self._progress = _BarAndLine(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -146,10 +166,11 @@ class _Bar:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task: TaskID = self._progress.add_task("starting Dagster", total=None, figures="")
+        self._task: TaskID = self._progress.add_task(beginning, total=None, figures="")
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._progress.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
@@ -175,13 +196,15 @@ class _Bar:
 class _Lines:
     """A line at each new phase, when it waits or goes on, and every ten seconds, for logs."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, beginning: str = "starting") -> None:
         self._console = console
+        self._beginning = beginning
         self._doing: tuple[str, bool] | None = None
         self._printed = 0.0
 
-    def __enter__(self) -> None:
-        self._console.print("starting Dagster")
+    def __enter__(self) -> Self:
+        self._console.print(self._beginning)
+        return self
 
     def __exit__(self, *_: object) -> None:
         pass

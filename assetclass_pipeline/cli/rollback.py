@@ -1,33 +1,21 @@
 """`assetclass rollback`: undo a correction.
 
 Belongs here: parsing, asking before other people's changes are overwritten. Does not: the run
-(through_dagster), and how a rollback looks (presentation).
+(pipeline), and how a rollback looks (presentation).
 """
 
 import sys
 from typing import Annotated
-from uuid import uuid4
 
 import typer
 
 from assetclass_pipeline.cli import operation_presentation, presentation
+from assetclass_pipeline.cli.ended import end
 from assetclass_pipeline.cli.exit_status import FAILED
 from assetclass_pipeline.cli.flags import Chosen, rollback_options, with_rollback_flags
-from assetclass_pipeline.cli.through_dagster import (
-    end_run,
-    refuse_rollback,
-    roll_back_when_free,
-)
-from assetclass_pipeline.cli.user import this_user
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import open_database
-from assetclass_pipeline.engine.audit import Asker, refusals_recorded
-from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
-from assetclass_pipeline.errors import AlreadyRolledBackError, InvalidOptionsError
-from assetclass_pipeline.model.audit import Action
+from assetclass_pipeline.cli.pipeline import Undo, open_pipeline
+from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.operation import Operation
-from assetclass_pipeline.model.rollback import RollbackOptions
-from assetclass_pipeline.settings import Settings, load_settings
 
 
 @with_rollback_flags
@@ -52,9 +40,8 @@ def rollback(
 
     Each row gets its old value back unless somebody changed it since the correction; those are
     left alone and listed as conflicts. The run stands in the UI. Ctrl-C stops it between two
-    batches, and `assetclass resume` goes on.
+    batches, and `assetclass resume` goes on. Behind an API (--api) it goes on after Ctrl-C.
     """
-    settings = load_settings()
     options = rollback_options(chosen)
     if not reason.strip():
         raise InvalidOptionsError("--reason: say why the correction is undone.")
@@ -65,43 +52,12 @@ def rollback(
             "no terminal to ask on. `--dry-run` without it lists those rows; add --yes when they "
             "may be overwritten."
         )
-    with open_database(settings) as dsn:
-        if settings.database_url is None:
-            schema.upgrade(dsn, settings)
+    undo = Undo(correction_id, options, reason, ticket)
+    with open_pipeline() as pipeline:
         if must_ask:
-            asker = Asker(this_user(), reason, ticket)
-            of = {"rollbackOf": correction_id}
-            with refusals_recorded(dsn, settings, asker, Action.CLAIM_OPERATION, **of):
-                refuse_rollback(dsn, settings, correction_id, options)
-            _ask(_look(dsn, settings, correction_id, options))
-        run = roll_back_when_free(
-            dsn, settings, correction_id, options, reason=reason, ticket=ticket
-        )
-    end_run(run, as_json=as_json)
-
-
-def _look(dsn: str, settings: Settings, correction_id: str, options: RollbackOptions) -> Operation:
-    """A dry run that tells which rows were changed by others: those would be overwritten."""
-    polite = options.model_copy(update={"dry_run": True, "take_backup_value": False})
-    try:
-        return _rehearse(dsn, settings, correction_id, polite)
-    except AlreadyRolledBackError:
-        # Only its conflicts are left, so everything that is planned would be overwritten.
-        blunt = options.model_copy(update={"dry_run": True})
-        return _rehearse(dsn, settings, correction_id, blunt)
-
-
-def _rehearse(
-    dsn: str, settings: Settings, correction_id: str, options: RollbackOptions
-) -> Operation:
-    request = RollbackRequest(
-        correction_id=str(uuid4()),
-        rollback_of=correction_id,
-        options=options,
-        requested_by=this_user(),
-        reason="which rows --take-backup-value would overwrite",
-    )
-    return roll_back(dsn, settings, request)
+            _ask(pipeline.overwritten_by(undo))
+        ended = pipeline.rollback(undo)
+    end(ended, as_json=as_json)
 
 
 def _ask(found: Operation) -> None:

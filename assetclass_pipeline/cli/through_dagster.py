@@ -1,7 +1,7 @@
-"""Operations that a command runs through Dagster, and what it says when they have ended.
+"""Operations that a command runs through Dagster in its own process.
 
-Belongs here: refusing before Dagster is imported, the exit status, what to do next. Does not: how
-a Dagster run is made (operation_run), and how an operation looks (presentation).
+Belongs here: refusing before Dagster is imported, and how the run ended. Does not: how a Dagster
+run is made (operation_run), and what the command says in the end (ended).
 """
 
 from collections.abc import Callable
@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psycopg
-import typer
 from psycopg.rows import TupleRow
 
-from assetclass_pipeline.cli import operation_presentation, presentation
-from assetclass_pipeline.cli.exit_status import FAILED, INTERRUPTED
+from assetclass_pipeline.cli.ended import Ended, goes_on
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.connections import connect
@@ -23,9 +21,9 @@ from assetclass_pipeline.engine.audit import Asker, refusals_recorded
 from assetclass_pipeline.engine.claiming import refuse_while_active
 from assetclass_pipeline.engine.operations import Unfinished
 from assetclass_pipeline.engine.undo_check import Undoing
-from assetclass_pipeline.errors import CorrectionFailedError, OperationInProgressError
+from assetclass_pipeline.errors import OperationInProgressError
 from assetclass_pipeline.model.audit import Action
-from assetclass_pipeline.model.operation import RESUMABLE, Kind, Operation
+from assetclass_pipeline.model.operation import Kind
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.rollback import RollbackOptions
 from assetclass_pipeline.settings import Settings
@@ -44,7 +42,7 @@ def correct_when_free(
     reason: str | None = None,
     ticket: str | None = None,
     resume: Unfinished | None = None,
-) -> "OperationRun":
+) -> Ended:
     """Run a correction through Dagster, a new one or the one to resume.
 
     Raises OperationInProgressError while another operation is active, and MarketTablesError.
@@ -75,7 +73,7 @@ def roll_back_when_free(
     reason: str,
     ticket: str | None = None,
     resume: str | None = None,
-) -> "OperationRun":
+) -> Ended:
     """Run a rollback through Dagster, a new one or the one to resume.
 
     Raises what `refuse_rollback` raises.
@@ -123,50 +121,21 @@ def _refuse_what_cannot_run(connection: _Connection, settings: Settings, *, dry_
     inspect_market_tables(connection, settings, for_writing=not dry_run)
 
 
-def _run_unless_refused(
-    refuse: Callable[[], None], run: Callable[[], "OperationRun"]
-) -> "OperationRun":
+def _run_unless_refused(refuse: Callable[[], None], run: Callable[[], "OperationRun"]) -> Ended:
     refuse()
     ran = run()
     if not ran.worked:
         # Somebody else may have been quicker between our look and the run's claim.
         refuse()
-    return ran
+    return _ended(ran)
 
 
-def end_run(run: "OperationRun", *, as_json: bool) -> None:
-    """Print the operation and what else is to be said; raise what the exit status needs."""
-    operation = run.operation
-    if operation is not None:
-        print_operation(operation, as_json=as_json)
+def _ended(run: "OperationRun") -> Ended:
     if run.cancelled:
-        presentation.aside().print(_stopped(run), style="yellow", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+        return Ended(run.operation, left=_stopped(run))
     if run.succeeded:
-        return
-    message = f"Dagster run {run.run_id} failed: {run.failure}"
-    if operation is None:
-        raise CorrectionFailedError(message)
-    presentation.show_error(message)
-    if _is_half_done(operation):
-        presentation.aside().print(_goes_on(operation), style="yellow", soft_wrap=True)
-    raise typer.Exit(FAILED)
-
-
-def print_operation(operation: Operation, *, as_json: bool) -> None:
-    """The operation as the one JSON document, or for people."""
-    if as_json:
-        presentation.print_model(operation)
-    else:
-        operation_presentation.show_operation(presentation.for_people(), operation)
-
-
-def _is_half_done(operation: Operation) -> bool:
-    return bool(operation.records_planned) and operation.status in RESUMABLE
-
-
-def _goes_on(operation: Operation) -> str:
-    return f"`assetclass resume {operation.correction_id}` goes on where it stopped."
+        return Ended(run.operation)
+    return Ended(run.operation, failure=f"Dagster run {run.run_id} failed: {run.failure}")
 
 
 def _stopped(run: "OperationRun") -> str:
@@ -175,8 +144,8 @@ def _stopped(run: "OperationRun") -> str:
         return "Stopped before any row was changed. The same command starts again."
     of = f"{operation.records_corrected:,} of {operation.records_planned:,} rows are"
     if operation.kind is Kind.ROLLBACK:
-        return f"Stopped between two batches: {of} restored and stay so. {_goes_on(operation)}"
+        return f"Stopped between two batches: {of} restored and stay so. {goes_on(operation)}"
     return (
-        f"Stopped between two batches: {of} corrected and stay so. {_goes_on(operation)} "
+        f"Stopped between two batches: {of} corrected and stay so. {goes_on(operation)} "
         "`assetclass execute` corrects the rest as a new operation."
     )

@@ -140,7 +140,11 @@ def _prepared(
             # The embedded database is ours alone; in anyone else's, `db upgrade` is a decision.
             schema.upgrade(data_url, settings)
         prepare_instance(settings, data_url)
-        environment = dagster_home_environment(settings, data_url) | _search_path(directory)
+        environment = (
+            dagster_home_environment(settings, data_url)
+            | _search_path(directory)
+            | _ports(settings)
+        )
         report("Checking the definitions ...")
         _preflight(definitions_module, environment | {MARK_VARIABLE: mark}, signals, report)
         end_runs = run_ender(
@@ -154,6 +158,14 @@ def _prepared(
         stack.callback(supervisor.stop)
         report("Starting the code server, the web page, the daemon and the API ...")
         yield services, supervisor
+
+
+def _ports(settings: Settings) -> dict[str, str]:
+    # What `--port` chose is nowhere else, and links in messages lead to it.
+    return {
+        "ASSETCLASS_WEBSERVER_PORT": str(settings.webserver_port),
+        "ASSETCLASS_API_PORT": str(settings.api_port),
+    }
 
 
 def _search_path(directory: Path) -> dict[str, str]:

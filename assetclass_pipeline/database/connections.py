@@ -26,6 +26,8 @@ _MALFORMED = (
     "password percent-encoded (@ is %40)."
 )
 _NO_FREE_CONNECTION = r"too many (?:clients|connections)|connection slots"
+# The server ends sessions, starts, stops, or has no room; connection exceptions are class 08.
+_AWAY = frozenset({"57P01", "57P02", "57P03", "53300"})
 _LONGEST_NAME = 63
 _OLDEST_SERVER = 14
 
@@ -160,6 +162,14 @@ def connect(
     connection.isolation_level = IsolationLevel.READ_COMMITTED
     connection.read_only = False
     return connection
+
+
+def server_is_away(error: psycopg.Error) -> bool:
+    """Whether a statement failed because the connection is lost, not because of what it says."""
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    state = error.sqlstate
+    return state is None or state.startswith("08") or state in _AWAY
 
 
 @contextmanager

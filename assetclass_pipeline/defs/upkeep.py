@@ -15,6 +15,8 @@ from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.defs.runs import requester_of
 from assetclass_pipeline.engine.backup_cleanup import clean_up
 from assetclass_pipeline.engine.recovery_drill import drill_recovery
+from assetclass_pipeline.errors import ArchiveError
+from assetclass_pipeline.model.backup import CleanupReport
 
 BACKUP_CLEANUP_JOB = "backup_cleanup_job"
 RECOVERY_DRILL_JOB = "recovery_drill_job"
@@ -60,6 +62,19 @@ def clean_up_backups(
             correction_id,
         )
     context.add_output_metadata(cleanup_metadata(report))
+    with readable_failures():
+        _require_all_gone(report)
+
+
+def _require_all_gone(report: CleanupReport) -> None:
+    """Fail, after the others are gone, where one could not go; else disks fill up unnoticed."""
+    stayed = [kept for kept in report.kept if kept.failed]
+    if stayed and not report.dry_run:
+        first = stayed[0]
+        raise ArchiveError(
+            f"{len(stayed)} of {len(report.kept) + len(report.dropped)} backups could not be "
+            f"cleaned up. {first.table} {first.why}"
+        )
 
 
 @dg.op(description="Restore a backup into a scratch copy and prove it row by row.")
@@ -94,7 +109,8 @@ def drill_recovery_of_backup(
     name=BACKUP_CLEANUP_JOB,
     description=(
         "Drop backup tables that are expired, proved, and neither held nor needed, after their "
-        "rows were archived; say why each other one is kept. With dry_run nothing is dropped."
+        "rows were archived; say why each other one is kept. With dry_run nothing is dropped. It "
+        "fails, after all others, where one that should go cannot be archived or proved."
     ),
     executor_def=dg.in_process_executor,
 )

@@ -73,6 +73,7 @@ def _shown(entry: Registered, decision: Decision, file: ArchiveFile | None) -> C
         table=entry.name,
         bytes=entry.columns["bytes"],
         why=decision.why,
+        failed=decision.failed,
         archive=file.file_name if file else None,
     )
 
@@ -100,6 +101,7 @@ class _Cleanup:
                 return self._drop(entry, self._archive(entry))
         except errors.LockNotAvailable:
             why = f"{decision.why}, but somebody uses it: the next cleanup tries again"
+            return Decision(Verdict.KEEP, why), None
         except (ArchiveError, BackupDamagedError) as error:
             why = f"{decision.why}, but: {error}"
         except psycopg.DatabaseError as error:
@@ -108,7 +110,7 @@ class _Cleanup:
             why = f"{decision.why}, but cannot be dropped: {error.diag.message_primary}"
         else:
             return decision, None
-        return Decision(Verdict.KEEP, why), None
+        return Decision(Verdict.KEEP, why, failed=True), None
 
     def index(self, entry: Registered) -> None:
         """Let a kept table be asked for one row, where that pays and nobody is in the way."""

@@ -85,7 +85,8 @@ class Finding:
 
     `cause` names what is wrong and with what, and is the same whenever that is found again.
     `summary` is one sentence for people; `details` must be what JSON can hold. `severity` is the
-    type's unless said otherwise.
+    type's unless said otherwise; one that `only_raises` makes no open alert less severe. While the
+    alert of the cause `told_by` is open, that one tells of it.
     """
 
     cause: str
@@ -94,6 +95,8 @@ class Finding:
     summary: str
     details: Mapping[str, object] = field(default_factory=dict)
     severity: Severity | None = None
+    only_raises: bool = False
+    told_by: str | None = None
     correction_id: str | None = None
     run_id: str | None = None
 

@@ -273,6 +273,8 @@ def _opened(finding: Finding, at: Circumstances) -> Change:
 
 def _seen_again(alert: Alert, told: Told, finding: Finding, at: Circumstances) -> Change:
     seen = _with_news(alert, finding, at.now, occurrences=alert.occurrences + 1)
+    if finding.only_raises and severer(alert.severity, seen.severity):
+        seen = seen.model_copy(update={"severity": alert.severity})
     changes: dict[str, object] = {}
     if seen.severity is not alert.severity:
         changes["severity"] = {"from": alert.severity.value, "to": seen.severity.value}

@@ -18,7 +18,9 @@ Causes, when each opens, and when it ends:
   that can be judged did not.
 - `low_data_quality`, `data_quality_degraded`, `high_orphaned_records`: the newest quality report
   says so. Until a newer one does not.
-- `check:ASSET:CHECK`: the newest evaluation failed. Until a newer one passes.
+- `check:ASSET:CHECK`: the newest evaluation failed. Until a newer one passes. Checks of
+  `integrity_report` ask what those of `quality_report` ask, before a correction: they have the
+  cause of the check of the same name there, on which they only warn.
 - `run_failed:JOB`: a run failed that nothing else explains. Until a later run of the job succeeds.
 - `tick:NAME`: the newest tick of a sensor or schedule failed. Until a newer one did not.
 - `component:NAME`: exactly one component is unhealthy in two looks in a row. Until it is well.
@@ -27,11 +29,12 @@ Causes, when each opens, and when it ends:
 One trouble is one alert. Three checks of `quality_report` are conditions of the guide's: with each
 measurement comes an evaluation of `quality_score_at_least_90` and `quality_did_not_degrade`, and
 the measurement is judged for them, because it also knows the baseline; so is `orphaned_below_5`
-once HIGH_ORPHANED_RECORDS is reached. An evaluation that was reported without a run has no
-measurement and is judged itself, into the same cause. A check that could not be computed is told of
-by its run, a run by its operation or the blocking check that stopped it, and a component by the
-alert that speaks of the same (TOLD_ELSEWHERE). A cancelled operation is no failure, an
-operation whose window closed is no violation, and a dry run proves nothing.
+once HIGH_ORPHANED_RECORDS is reached, and `integrity_report` says nothing new of it meanwhile. An
+evaluation that was reported without a run has no measurement and is judged itself, into the same
+cause. A check that could not be computed is told of by its run, a run by its operation or the
+blocking check that stopped it, and a component by the alert that speaks of the same
+(TOLD_ELSEWHERE). A cancelled operation is no failure, an operation whose window closed is no
+violation, and a dry run proves nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -146,28 +149,30 @@ def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
     if on_quality and facts.check in _GUIDES_CHECKS:
         cause, alert_type = _GUIDES_CHECKS[facts.check]
         return [] if facts.run_id else [_of_check(facts, cause, alert_type, holds=not facts.passed)]
+    on_integrity = facts.asset == INTEGRITY_REPORT
+    many = (
+        (on_quality or on_integrity)
+        and facts.check == ORPHANED_CHECK
+        and facts.value is not None
+        and facts.value > limits.orphaned
+    )
     findings = []
-    if on_quality and facts.check == ORPHANED_CHECK:
-        many = facts.value is not None and facts.value > limits.orphaned
-        if not facts.run_id and (many or facts.passed):
-            findings.append(
-                _of_check(facts, HIGH_ORPHANED_RECORDS, AlertType.HIGH_ORPHANED_RECORDS, holds=many)
-            )
-        if many:
-            return findings
+    if on_quality and facts.check == ORPHANED_CHECK and not facts.run_id and (many or facts.passed):
+        findings.append(
+            _of_check(facts, HIGH_ORPHANED_RECORDS, AlertType.HIGH_ORPHANED_RECORDS, holds=many)
+        )
     findings.append(
         _of_check(
             facts,
-            f"check:{facts.asset}:{facts.check}",
+            f"check:{QUALITY_REPORT if on_integrity else facts.asset}:{facts.check}",
             AlertType.ASSET_CHECK_FAILED,
-            holds=not facts.passed,
+            # From the guide's level on it is the other alert's.
+            holds=not facts.passed and not (many and on_quality),
             severity=_severity(facts),
+            only_raises=on_integrity,
+            told_by=HIGH_ORPHANED_RECORDS if many else None,
         )
     )
-    if on_quality and facts.passed:
-        # The damage before a correction is over when the report after it passes the same check.
-        before = f"check:{INTEGRITY_REPORT}:{facts.check}"
-        findings.append(_of_check(facts, before, AlertType.ASSET_CHECK_FAILED, holds=False))
     return findings
 
 
@@ -184,6 +189,8 @@ def _of_check(
     *,
     holds: bool,
     severity: Severity | None = None,
+    only_raises: bool = False,
+    told_by: str | None = None,
 ) -> Finding:
     verb = "passed" if facts.passed else "failed"
     said = f": {facts.description}" if facts.description else ""
@@ -195,6 +202,8 @@ def _of_check(
         summary=f"Check {facts.check} of {facts.asset} {verb}{said}.",
         details={name: one for name, one in known.items() if one is not None} | dict(facts.numbers),
         severity=severity,
+        only_raises=only_raises,
+        told_by=told_by,
         run_id=facts.run_id,
     )
 
@@ -322,12 +331,14 @@ def only_news(findings: Iterable[Finding], unresolved: Mapping[str, str | None])
     """Findings without those that change nothing.
 
     `unresolved` maps causes of open alerts to the incident that they tell of. Left out is the end
-    of what is not open, and an incident that its alert tells of already.
+    of what is not open, an incident that its alert tells of already, and what another one tells of.
     """
     news = []
     known = dict(unresolved)
     for finding in findings:
         incident = finding.details.get(INCIDENT)
+        if finding.holds and finding.told_by in unresolved:
+            continue
         if not finding.holds:
             if known.pop(finding.cause, _NOTHING) is not _NOTHING:
                 news.append(finding)

@@ -81,10 +81,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict and why, as the end of a sentence that begins with the table."""
+    """A verdict and why, as the end of a sentence that begins with the table.
+
+    `failed`: it should go, and something stands in the way that does not end by itself.
+    """
 
     verdict: Verdict
     why: str
+    failed: bool = False
 
 
 def needed_by(facts: BackupFacts) -> str | None:
@@ -147,6 +151,7 @@ def _decide_expired(facts: BackupFacts) -> Decision:
             Verdict.KEEP,
             f"{expired}, but does not hold what was written into it (`assetclass backups verify`): "
             "look at it, then drop it by hand",
+            failed=True,
         )
     return Decision(Verdict.DROP, f"{expired}, verified")
 
@@ -251,12 +256,16 @@ class VerificationReport(WireModel):
 
 
 class CleanedUp(WireModel):
-    """What a cleanup did with one table, and why; `archive` names the file that keeps its rows."""
+    """What a cleanup did with one table, and why; `archive` names the file that keeps its rows.
+
+    `failed` is one that should have gone, and which the next cleanup will not drop by itself.
+    """
 
     correction_id: str
     table: str
     bytes: int | None
     why: str
+    failed: bool = False
     archive: str | None = None
 
 

@@ -44,6 +44,8 @@ from assetclass_pipeline.settings import Channel, Settings
 _TO_RECORD: Final = 60
 _WAIT_TO_RECORD: Final = "30s"
 _JITTER: Final = 0.25
+# A message of a channel that this process does not know may be one that another one sends.
+_OF_OTHERS_UNTIL: Final = 3600
 _chance = random.SystemRandom().random
 
 
@@ -153,7 +155,10 @@ class _Round:
         if not self._may_begin():
             return
         with transaction(self.connection, self.settings, read_only=True) as cursor:
-            names = [row[0] for row in cursor.execute(query("notification", "due_channels"))]
+            ours = [channel.name for channel in self.settings.alerts.channels]
+            values = {"ours": ours, "grace": _OF_OTHERS_UNTIL}
+            found = cursor.execute(query("notification", "due_channels"), values)
+            names = [row[0] for row in found]
         busy = {underway.claimed.channel for underway in self.underway.values()} | self.failed
         for name in names:
             if name not in busy and self._may_begin():
@@ -204,6 +209,8 @@ class _Round:
     def _reason_to_drop(self, claimed: _Claimed, alert: Alert | None) -> str | None:
         if self.settings.alerts.channel(claimed.channel) is None:
             return "no channel of this name is set any more"
+        if claimed.attempts > self.settings.alerts.delivery_tries:
+            return "whoever tried to send it ended each time before it was known what came of it"
         if alert is None:
             return "it belongs to no alert"
         return why_not(claimed.occasion, alert, told_before=claimed.told_before, now=claimed.now)

@@ -263,12 +263,12 @@ def _watching(metrics: Metrics) -> Iterator[Metric]:
     )
     yield _gauge(
         "assetclass_notification_oldest_waiting_seconds",
-        "How long the oldest of them waits; 0 without one.",
+        "How long the oldest of them that is due, or was refused, waits; 0 without one.",
         notifications.oldest_waiting_seconds or 0,
     )
     yield _counter(
         "assetclass_notifications_failed",
-        "Messages that were given up after an error.",
+        "Messages that were given up after all tries.",
         notifications.failed,
     )
     yield _labelled_gauge(

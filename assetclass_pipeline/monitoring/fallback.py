@@ -23,7 +23,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.database.connections import connect, server_is_away, transaction
 from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.engine.session import given_up_after
 from assetclass_pipeline.errors import AssetClassError, DatabaseUnavailableError
@@ -52,6 +52,8 @@ _MOST: Final = 50
 _SECONDS: Final = 5.0
 # A server that accepts and answers nothing more is gone too.
 _LONGEST_LOOK: Final = 60.0
+# One that is there and of no use to us: between the steps of a deployment that is nothing special.
+_UNUSABLE_AFTER: Final = 600.0
 
 HeartbeatAge = Callable[[], float | None]
 """Seconds since the daemon was last heard of; None when nobody can tell."""
@@ -95,6 +97,14 @@ def is_silent(age: float | None, *, watched_for: float, after: float) -> bool | 
     if age <= after:
         return False
     return True if watched_for > after else None
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """Why nothing of ours goes on in the database; it may be there and refuse us all the same."""
+
+    why: str
+    is_gone: bool = True
 
 
 @dataclass
@@ -159,26 +169,24 @@ class Fallback:
         """Deliver what is due, judge daemon and database, tell what is news."""
         if self._began is None:
             self._began = self.clock()
-        away = self._at_work()
+        trouble = self._at_work()
         before = self._database
+        gone_after = self.settings.alerts.database_gone_after
+        patience = gone_after if trouble is None or trouble.is_gone else _UNUSABLE_AFTER
         self._database, news = seen(
-            before,
-            is_there=away is None,
-            now=self.clock(),
-            after=self.settings.alerts.database_gone_after,
+            before, is_there=trouble is None, now=self.clock(), after=max(gone_after, patience)
         )
         away_for = self.clock() - (self._database.since or before.since or self.clock())
-        if news is News.GONE:
-            _LOG.warning("The database is gone: %s", away)
-            self._tell_gone(_database_gone(self.settings, str(away), away_for))
+        if news is News.GONE and trouble is not None:
+            _LOG.warning("The database cannot be used: %s", trouble.why)
+            self._tell_gone(_database_gone(self.settings, trouble, away_for))
         elif news is News.BACK:
             _LOG.warning("The database is back.")
             self._tell_back(_database_back(self.settings, away_for))
         self._send()
 
-    def _at_work(self) -> str | None:
-        """Do what needs the database; why it is away, None when it is there."""
-        connection: Connection[TupleRow] | None = None
+    def _at_work(self) -> _Trouble | None:
+        """Do what needs the database; why that cannot be done, None when it was."""
         try:
             with (
                 connect(self.dsn, self.settings, purpose="fallback", to_write=True) as connection,
@@ -190,13 +198,16 @@ class Fallback:
                     remind(cursor, self.settings)
                 deliver_due(connection, self.settings, most=_MOST, seconds=_SECONDS)
         except DatabaseUnavailableError as error:
-            return str(error)
+            return _Trouble(str(error))
         except AssetClassError as error:
             _LOG.warning("Messages cannot be delivered: %s", error)
+            return _Trouble(str(error), is_gone=False)
         except psycopg.Error as error:
-            if connection is None or connection.closed:
-                return f"The connection was lost: {one_line(masked(str(error)), 200)}"
-            _LOG.warning("Messages cannot be delivered: %s", one_line(str(error), 200))
+            said = one_line(masked(str(error)), 200)
+            if server_is_away(error):
+                return _Trouble(f"The connection was lost: {said}")
+            _LOG.warning("Messages cannot be delivered: %s", said)
+            return _Trouble(said, is_gone=False)
         return None
 
     def _judge_daemon(self, connection: Connection[TupleRow]) -> None:
@@ -277,29 +288,36 @@ def _about_daemon(age: float, limit: float, *, holds: bool) -> Finding:
     )
 
 
-def _database_gone(settings: Settings, why: str, away_for: float) -> Message:
+def _database_gone(settings: Settings, trouble: _Trouble, away_for: float) -> Message:
     alerts, advice = settings.alerts, ADVICE[AlertType.COMPONENT_UNHEALTHY]
     since = datetime.now(UTC) - timedelta(seconds=away_for)
     patience = spoken(timedelta(seconds=settings.patience))
+    what, written = "database gone", f"nothing; an operation at work waits up to {patience}"
+    meaning = "the database is gone: nothing is corrected, measured or recorded"
+    step = "Look whether the server is up and reachable; nothing of ours has to be undone."
+    if not trouble.is_gone:
+        what, written = "no alert can be stored", "perhaps by an operation at work; none is begun"
+        meaning = "the database refuses us: no alert is stored or told, whatever happens"
+        step = "Mend what it says; until then nobody hears of anything else."
     lines = {
-        "What": "the database is gone: nothing is corrected, measured or recorded",
+        "What": meaning,
         "Where": f"table {settings.market_schema}.{settings.market_table}",
-        "How bad": why,
+        "How bad": trouble.why,
         "Since": f"{since:%Y-%m-%d %H:%M} UTC, {spoken(timedelta(seconds=away_for))} ago",
-        "Written now": f"nothing; an operation at work waits up to {patience} and then goes on",
-        "Do now": "Look whether the server is up and reachable; nothing of ours has to be undone.",
+        "Written now": written,
+        "Do now": step,
         "Look": advice.look,
         "Act": advice.act,
         "Runbook": f"{alerts.runbooks_url.rstrip('/')}/{AlertType.COMPONENT_UNHEALTHY.runbook}",
         "Call next": f"{alerts.contacts[1]} (level 2); this message is not told again",
         "Told by": f"the API process on {socket.gethostname()}, without the database",
     }
-    return _message(f"HIGH database gone: {why}", lines, is_over=False)
+    return _message(f"HIGH {what}: {trouble.why}", lines, is_over=False)
 
 
 def _database_back(settings: Settings, away_for: float) -> Message:
     lines = {
-        "Over": "the database is back",
+        "Over": "the database is back, and alerts are stored again",
         "Where": f"table {settings.market_schema}.{settings.market_table}",
         "Lasted": spoken(timedelta(seconds=away_for)),
         "Do now": "See whether operations went on: assetclass status",

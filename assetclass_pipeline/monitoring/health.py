@@ -10,38 +10,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
 
 import psycopg
-from pydantic import PlainSerializer
 
 from assetclass_pipeline.errors import AssetClassError
-from assetclass_pipeline.model.wire import Moment, WireModel
+from assetclass_pipeline.model.health import Component, Health
 
-Milliseconds = Annotated[
-    float, PlainSerializer(lambda value: round(value, 1), return_type=float, when_used="json")
-]
-
-
-class Component(WireModel):
-    """One part of the pipeline: whether it is well, in one sentence, and how long that took."""
-
-    is_healthy: bool
-    message: str
-    latency_ms: Milliseconds
-
-
-class Health(WireModel):
-    """All parts at one moment; well only if every one is."""
-
-    is_healthy: bool
-    checked_at: Moment
-    components: dict[str, Component]
-
-    @property
-    def failing(self) -> dict[str, Component]:
-        """The parts that are not well."""
-        return {name: part for name, part in self.components.items() if not part.is_healthy}
+__all__ = ["Answer", "CachedHealth", "Component", "Health", "Probe", "check_health"]
 
 
 @dataclass(frozen=True)

@@ -172,8 +172,9 @@ def message_of(alert: Alert, occasion: str, around: Surroundings) -> Message:
 
 
 def one_line(said: str, most: int) -> str:
-    """The text in one line, cut at so many characters."""
+    """The text in one line, cut at so many characters; no character in it steers a screen."""
     flat = " ".join(said.split())
+    flat = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in flat)
     return flat if len(flat) <= most else flat[: most - 3].rstrip() + "..."
 
 

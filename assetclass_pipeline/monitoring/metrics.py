@@ -61,7 +61,7 @@ def collect(connection: Connection[TupleRow], settings: Settings) -> Metrics:
     ):
         live = [row["correction_id"] for row in _rows(cursor, "live")]
         totals = [*_totals(cursor, "ended"), *_totals(cursor, "running", live=live)]
-        upkeep = _rows(cursor, "upkeep")[0]
+        upkeep = _rows(cursor, "upkeep", tries=settings.alerts.delivery_tries)[0]
         windows = _windows(cursor)
         quality = _quality(cursor)
         active = _active(cursor, totals)

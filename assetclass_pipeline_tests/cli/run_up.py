@@ -1,4 +1,4 @@
-"""`python -m ...run_up MODULE`: `assetclass up` with other definitions than the real ones."""
+"""`python -m ...run_up MODULE [PORT]`: `assetclass up --port` with definitions of one's choice."""
 
 import sys
 
@@ -14,7 +14,9 @@ def _report(text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        run_services(load_settings(), report=_report, definitions_module=sys.argv[1])
+        module, *port = sys.argv[1:]
+        chosen = {"webserver_port": port[0]} if port else {}
+        run_services(load_settings(**chosen), report=_report, definitions_module=module)
     except AssetClassError as error:
         _report(f"{type(error).__name__}: {error}")
         sys.exit(error.exit_status)

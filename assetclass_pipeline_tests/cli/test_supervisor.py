@@ -98,14 +98,16 @@ class Up:
         wait_until(lambda: self.run(run_id)["status"] in {status, "SUCCESS", "FAILURE", "CANCELED"})
         assert self.run(run_id)["status"] == status
 
-    def launch(self, **tags: str) -> str:
+    def launch(
+        self, job: str = "correction_job", config: dict[str, Any] | None = None, **tags: str
+    ) -> str:
         selector = {
-            "jobName": "correction_job",
+            "jobName": job,
             "repositoryName": "__repository__",
             "repositoryLocationName": "assetclass_pipeline",
         }
         metadata = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
-        run = {"selector": selector, "runConfigData": {}, "executionMetadata": metadata}
+        run = {"selector": selector, "runConfigData": config or {}, "executionMetadata": metadata}
         return str(self.ask(_LAUNCH, run=run)["launchRun"]["run"]["runId"])
 
     def end(self, number: signal.Signals) -> int:
@@ -137,7 +139,6 @@ def up(settings: Settings, definitions: str = _DEFINITIONS) -> Iterator[Up]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),  # where the definitions of these tests are
         "ASSETCLASS_HOME": str(settings.home),
-        "ASSETCLASS_WEBSERVER_PORT": str(settings.webserver_port),
         "ASSETCLASS_API_PORT": str(settings.api_port),
         "ASSETCLASS_DAGSTER_DATABASE": settings.dagster_database,
         "http_proxy": "http://127.0.0.1:9",  # must not matter to questions on the loopback
@@ -146,7 +147,7 @@ def up(settings: Settings, definitions: str = _DEFINITIONS) -> Iterator[Up]:
         environment["ASSETCLASS_DATABASE_URL"] = settings.database_url.get_secret_value()
     said: list[str] = []
     with subprocess.Popen(
-        [sys.executable, "-m", f"{_TESTS}.run_up", definitions],
+        [sys.executable, "-m", f"{_TESTS}.run_up", definitions, str(settings.webserver_port)],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,

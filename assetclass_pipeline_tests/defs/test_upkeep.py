@@ -1,5 +1,6 @@
 """The jobs that look after backups, run as the daemon runs them."""
 
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -65,6 +66,20 @@ def test_cleanup_shows_what_went_and_what_stayed(corrected: Pipeline) -> None:
     assert rows_of(went["dropped_tables"])[0]["archive"] == f"{CORRECTION}.parquet"
     assert market.backup_tables() == []
     assert market.value("SELECT dropped_by FROM assetclass.backup") == "grace"
+
+
+def test_a_cleanup_that_cannot_archive_fails_the_run(corrected: Pipeline, tmp_path: Path) -> None:
+    blocked = tmp_path / "archive"
+    blocked.write_text("a file, no directory")
+    settings = corrected.settings.model_copy(update={"archive_directory": blocked})
+    pipeline = Pipeline(corrected.market, corrected.instance, settings)
+    pipeline.market.execute("UPDATE assetclass.backup SET expires_at = now() - interval '1 s'")
+    result = run_job(pipeline, "backup_cleanup_job", {})
+    assert not result.success
+    said = failure(result)  # type: ignore[arg-type] # has all_events too
+    assert "1 of 1 backups could not be cleaned up" in said
+    assert "ASSETCLASS_ARCHIVE_DIRECTORY" in said
+    assert len(pipeline.market.backup_tables()) == 1
 
 
 def test_drill_shows_rows_and_time(corrected: Pipeline) -> None:

@@ -165,7 +165,9 @@ def test_a_damaged_backup_is_kept_and_said(
     assert market.backup_tables() == [operation.backup_table]
     # It is known from now on, and still kept the next time.
     assert (the_backup(connection, settings).verification or {})["intact"] is False
-    assert "does not hold what was written" in why_kept(clean(connection, settings))
+    again = clean(connection, settings)
+    assert "does not hold what was written" in why_kept(again)
+    assert [kept.failed for kept in again.kept] == [True]
     # Rolled back, nobody will restore from it: then it may go.
     market.execute("UPDATE assetclass.operation SET rolled_back_by = correction_id")
     assert len(clean(connection, settings).dropped) == 1
@@ -214,7 +216,9 @@ def test_a_table_in_use_is_kept_for_the_next_time(
         reader.execute(
             sql.SQL("SELECT FROM {}").format(sql.Identifier("public", str(operation.backup_table)))
         )
-        assert "somebody uses it" in why_kept(clean(connection, settings))
+        report = clean(connection, settings)
+        assert "somebody uses it" in why_kept(report)
+        assert [kept.failed for kept in report.kept] == [False]
         assert the_backup(connection, settings).state is BackupState.EXPIRED
     assert len(clean(connection, settings).dropped) == 1
 
@@ -231,7 +235,9 @@ def test_without_an_archive_nothing_is_dropped(
     market: Market, operation: Operation, settings: Settings, connection: Connection[TupleRow]
 ) -> None:
     settings.archive.write_text("a file, no directory")
-    assert "ASSETCLASS_ARCHIVE_DIRECTORY" in why_kept(clean(connection, settings))
+    report = clean(connection, settings)
+    assert "ASSETCLASS_ARCHIVE_DIRECTORY" in why_kept(report)
+    assert [kept.failed for kept in report.kept] == [True]
     assert market.backup_tables() == [operation.backup_table]
 
 

@@ -154,6 +154,16 @@ def test_what_a_finding_does(
     assert judged(Case(before), finding(holds), at).outcome is outcome
 
 
+@pytest.mark.parametrize(("before", "after"), [(HIGH, HIGH), (MEDIUM, MEDIUM), (LOW, MEDIUM)])
+def test_a_finding_that_only_raises_makes_nothing_less_severe(
+    before: Severity, after: Severity
+) -> None:
+    found = finding(only_raises=True, summary="75 %")
+    seen = judged(Case(alert(severity=before)), found, 5)
+    assert (seen.case.alert or alert()).severity is after
+    assert (seen.outcome is Outcome.CHANGED) is (before is not after)
+
+
 def test_a_new_alert_is_what_was_found() -> None:
     found = finding(
         summary="70 %", details={"completeness": 70}, correction_id="a", run_id="b", severity=HIGH

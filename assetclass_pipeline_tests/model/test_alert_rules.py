@@ -329,7 +329,6 @@ def check(asset: str, name: str, **facts: Any) -> CheckFacts:
         ("quality_report", "correctable_at_most_10_percent", False, Severity.LOW),
         ("symbols", "reference_is_sound", True, Severity.MEDIUM),
         ("symbols", "reference_is_sound", False, Severity.LOW),
-        ("integrity_report", "integrity_at_least_90", False, Severity.LOW),
         ("corrected_market_data", "no_row_lost_or_invented", True, Severity.HIGH),
         ("market_data_backup", "backup_is_complete", True, Severity.HIGH),
     ],
@@ -368,22 +367,18 @@ def test_the_guides_checks_are_judged_by_their_measurement_or_else_into_its_caus
     [
         ({"value": 9.9}, {"check:quality_report:orphaned_below_5": True}),
         ({"value": 10.0}, {"check:quality_report:orphaned_below_5": True}),
-        ({"value": 10.1}, {}),
+        ({"value": 10.1}, {"check:quality_report:orphaned_below_5": False}),
         ({"value": None}, {"check:quality_report:orphaned_below_5": True}),
-        ({"value": 10.1, "run_id": None}, {"high_orphaned_records": True}),
         (
-            {"value": 1.0, "passed": True},
-            {
-                "check:quality_report:orphaned_below_5": False,
-                "check:integrity_report:orphaned_below_5": False,
-            },
+            {"value": 10.1, "run_id": None},
+            {"high_orphaned_records": True, "check:quality_report:orphaned_below_5": False},
         ),
+        ({"value": 1.0, "passed": True}, {"check:quality_report:orphaned_below_5": False}),
         (
             {"value": 1.0, "passed": True, "run_id": None},
             {
                 "high_orphaned_records": False,
                 "check:quality_report:orphaned_below_5": False,
-                "check:integrity_report:orphaned_below_5": False,
             },
         ),
     ],
@@ -396,20 +391,31 @@ def test_orphaned_rows_are_the_checks_alert_up_to_the_guides_level(
     )
 
 
-def test_damage_before_a_correction_ends_when_the_report_after_it_passes() -> None:
+def test_damage_before_a_correction_and_after_it_is_one_trouble() -> None:
     name = "completeness_at_least_95"
-    before = the(
-        f"check:integrity_report:{name}",
-        judge_check(check("integrity_report", name, is_error=False), LIMITS),
-    )
-    assert before.holds
-    after = judge_check(check("quality_report", name, passed=True), LIMITS)
-    assert verdicts(after) == {
-        f"check:quality_report:{name}": False,
-        f"check:integrity_report:{name}": False,
-    }
-    still = judge_check(check("quality_report", name), LIMITS)
-    assert verdicts(still) == {f"check:quality_report:{name}": True}
+    [before] = judge_check(check("integrity_report", name, is_error=False), LIMITS)
+    assert (before.holds, before.weight, before.only_raises) == (True, Severity.LOW, True)
+    [still] = judge_check(check("quality_report", name), LIMITS)
+    assert (still.holds, still.weight, still.only_raises) == (True, Severity.MEDIUM, False)
+    assert before.cause == still.cause
+    for asset in ("integrity_report", "quality_report"):
+        [over] = judge_check(check(asset, name, passed=True), LIMITS)
+        assert (over.cause, over.holds) == (still.cause, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(10.0, True), (10.1, False)],
+)
+def test_orphaned_rows_before_a_correction_are_the_same_trouble(
+    value: float, *, told: bool
+) -> None:
+    before = check("integrity_report", "orphaned_below_5", is_error=False, value=value)
+    found = judge_check(before, LIMITS)
+    assert verdicts(found) == {"check:quality_report:orphaned_below_5": True}
+    # Nothing is lost when the other alert is not open, as when nobody measures afterwards.
+    assert only_news(found, {}) == found
+    assert bool(only_news(found, {"high_orphaned_records": None})) is told
 
 
 @pytest.mark.parametrize(

@@ -634,3 +634,12 @@ def test_the_most_severe_are_listed_first(store: Store) -> None:
     assert [each.cause for each in store.alerts()] == ["d", "b", "c", "a", "f", "e"]
     assert [each.cause for each in store.alerts(most=5)] == ["d", "b", "c", "a", "f"]
     assert [each.cause for each in store.alerts(include_resolved=False, most=3)] == ["d", "b", "c"]
+
+
+def test_no_password_of_an_error_is_stored(store: Store) -> None:
+    said = "cannot parse postgresql://ann:s3cr3t-word@db/market (password=s3cr3t-word)"
+    details = {"error": said, "nested": [{"why": said}]}
+    store.judge(Finding("a cause", QUALITY, holds=True, summary=said, details=details))
+    assert "s3cr3t-word" not in str(store.the_alert())
+    assert "ann:****@db" in store.the_alert().summary
+    assert store.rows("SELECT FROM assetclass.alert_event WHERE details::text ~ 's3cr3t'") == []

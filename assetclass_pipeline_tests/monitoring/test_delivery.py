@@ -281,9 +281,30 @@ def test_an_alert_that_ends_while_its_message_is_on_the_way_is_told_to_be_over(
 
 
 def test_a_channel_that_is_set_no_more_gets_nothing(outbox: Outbox) -> None:
-    outbox.put(outbox.open_alert(), "gone")
+    outbox.put(outbox.open_alert(), "gone", due="-61 minutes")
     assert outbox.deliver().dropped == 1
     assert outbox.errors() == ["no channel of this name is set any more"]
+
+
+def test_a_process_with_older_settings_takes_nothing_from_those_that_know_a_channel(
+    market: Market, receiver: Receiver
+) -> None:
+    outbox = Outbox(market, alert_settings(receiver.channel("pager")))
+    outbox.tell("it broke")
+    older = Outbox(market, alert_settings())
+    assert older.deliver().nothing_happened
+    assert outbox.deliver().delivered == 1
+    assert len(receiver.titles) == 1
+
+
+def test_a_message_whose_senders_all_died_is_given_up(outbox: Outbox, receiver: Receiver) -> None:
+    outbox.tell("it broke")
+    outbox.market.execute(
+        "UPDATE assetclass.notification SET attempts = %s", values=(outbox.alerts.delivery_tries,)
+    )
+    assert outbox.deliver().dropped == 1
+    assert receiver.requests == 0
+    assert [event for event, _ in outbox.events()] == ["notification_dropped"]
 
 
 def test_a_url_that_is_not_understood_fails_like_a_dead_channel(

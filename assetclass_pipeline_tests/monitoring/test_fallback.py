@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from assetclass_pipeline.database import schema
 from assetclass_pipeline.model.alert import AlertType, Severity
 from assetclass_pipeline.monitoring.fallback import Fallback, News, Outage, is_silent, seen
 from assetclass_pipeline_tests.market import Market, open_market
@@ -216,17 +217,39 @@ def test_a_channel_that_fails_is_tried_again_while_the_database_is_gone(
     assert receiver.requests == 1 + 2, "its end is told with some patience"
 
 
-def test_a_schema_that_is_not_there_is_no_outage(
+def test_a_database_that_refuses_us_is_told_when_that_lasts(
     database_url: str, receiver: Receiver, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     market = Market(None, database_url)  # type: ignore[arg-type] # nothing is asked of it
     settings = Outbox(market, alert_settings(receiver.channel("pager"))).settings
     fallback = Fallback(settings, database_url, clock.heartbeat_age, clock=clock)
     fallback.look()
-    clock.now += 100
+    clock.now += 599
     fallback.look()
-    assert receiver.titles == []
+    assert receiver.titles == [], "a deployment may be under way"
     assert "assetclass db upgrade" in caplog.text
+    clock.now += 1
+    fallback.look()
+    fallback.look()
+    [message] = receiver.messages
+    assert message.title.startswith("HIGH no alert can be stored: Schema assetclass is missing")
+    assert "gone" not in message.body
+    schema.upgrade(database_url, settings)
+    fallback.look()
+    assert receiver.titles[1:] == ["RESOLVED database is back"]
+
+
+def test_a_right_that_is_missing_is_told_too(
+    market: Market, receiver: Receiver, clock: Clock
+) -> None:
+    outbox = Outbox(market, alert_settings(receiver.channel("pager")))
+    outbox.tell("it broke")
+    market.execute("ALTER TABLE assetclass.notification RENAME TO not_ours")
+    fallback = Fallback(outbox.settings, market.dsn, clock.heartbeat_age, clock=clock)
+    fallback.look()
+    clock.now += 600
+    fallback.look()
+    assert [title.split(":")[0] for title in receiver.titles] == ["HIGH no alert can be stored"]
 
 
 def nobody_knows(*_: object, **__: object) -> None:

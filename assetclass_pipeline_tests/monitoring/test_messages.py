@@ -261,3 +261,10 @@ def test_durations_as_people_say_them(span: timedelta, said: str) -> None:
 def test_a_long_line_is_cut() -> None:
     assert one_line(" a\n b ", 10) == "a b"
     assert one_line("abcdefgh", 6) == "abc..."
+
+
+def test_no_character_of_a_message_steers_a_screen(settings: Settings) -> None:
+    summary = "Check x failed: \x1b[2Jtext\x07 \u202eesrever"
+    message = message_of(an_alert(summary=summary), "opened", around(settings))
+    assert all(line.isprintable() for line in [message.title, *message.body.splitlines()])
+    assert "[2Jtext" in message.body

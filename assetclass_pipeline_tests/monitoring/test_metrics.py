@@ -207,9 +207,11 @@ class TestWhatIsCounted:
         )
         market.execute(
             "INSERT INTO assetclass.notification"
-            " (occasion, channel, delivered_at, dropped_at, last_error) VALUES"
-            " ('1', 'x', NULL, NULL, NULL), ('2', 'x', now(), NULL, 'once'),"
-            " ('3', 'x', NULL, now(), 'gone'), ('4', 'x', NULL, now(), NULL)"
+            " (occasion, channel, delivered_at, dropped_at, last_error, attempts) VALUES"
+            " ('1', 'x', NULL, NULL, NULL, 0), ('2', 'x', now(), NULL, 'once', 2),"
+            " ('3', 'x', NULL, now(), 'gone', 10), ('4', 'x', NULL, now(), NULL, 0),"
+            # Its alert ended before the next try: nobody gave it up.
+            " ('5', 'x', NULL, now(), 'once', 1)"
         )
         found = metrics_of(market)
         waited = {
@@ -232,6 +234,26 @@ class TestWhatIsCounted:
         )
         market.execute("DROP TABLE {}", sql.Identifier(*market.backup_tables()))
         assert value(metrics_of(market), "assetclass_backup_tables") == 0
+
+    @pytest.mark.parametrize(
+        ("created", "due", "last_error", "expected"),
+        [
+            ("3 hours", "-1 hour", None, 0),  # snoozed, or in a maintenance window
+            ("3 hours", "1 hour", None, 3600),
+            ("2 hours", "-5 minutes", "refused", 7200),
+        ],
+    )
+    def test_a_message_that_shall_not_be_sent_yet_is_not_stuck(
+        self, market: Market, created: str, due: str, last_error: str | None, expected: float
+    ) -> None:
+        market.execute(
+            "INSERT INTO assetclass.notification"
+            " (occasion, channel, created_at, due_at, last_error)"
+            " VALUES ('1', 'x', now() - %s::interval, now() - %s::interval, %s)",
+            values=(created, due, last_error),
+        )
+        waits = value(metrics_of(market), "assetclass_notification_oldest_waiting_seconds")
+        assert waits == pytest.approx(expected, abs=60)
 
     def test_ages_that_only_a_caller_knows(self, market: Market) -> None:
         text = exposition(

@@ -1,8 +1,10 @@
 """Operations and measurements as the watcher of the database sees them: each end, once."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -329,6 +331,18 @@ def test_the_first_look_goes_back_a_day(market: Market) -> None:
     fail(market)
     look(market)
     assert alerts(market)["operation_failed:correction"].occurrences == 1
+
+
+def test_a_second_look_waits_for_the_first_one(market: Market) -> None:
+    """A tick that Dagster gave up may still be at it when the next one begins."""
+    look(market)
+    with psycopg.connect(market.dsn) as other:
+        other.execute("SELECT FROM assetclass.watch_position FOR UPDATE")
+        seconds = market.settings.session.lock_timeout + 0.5
+        timer = threading.Timer(seconds, other.rollback)
+        timer.start()
+        look(market)
+        timer.join()
 
 
 def test_what_fails_while_judging_is_judged_by_the_next_look(

@@ -40,22 +40,19 @@ SELECT alert_id, channel, max(delivered_at) AS last_at,
 FROM assetclass.notification WHERE alert_id = ANY (%(ids)s::bigint[])
 GROUP BY alert_id, channel
 
--- name: new_ids
--- Known before the rows are written, so that their events can be written with them.
-SELECT nextval(pg_get_serial_sequence('assetclass.alert', 'id'))
-FROM generate_series(1, %(number)s)
-
 -- name: add
+-- Numbered by the column itself: who may only write the tables may not ask its sequence. Of one cause
+-- there is one new alert.
 INSERT INTO assetclass.alert
-    (id, cause, alert_type, severity, status, summary, details, correction_id, run_id, opened_at,
+    (cause, alert_type, severity, status, summary, details, correction_id, run_id, opened_at,
      last_seen_at, occurrences, times_reopened, level, notified_at, acknowledged_at,
      acknowledged_by, snoozed_until, resolved_at)
-OVERRIDING SYSTEM VALUE
-SELECT id, cause, alert_type, severity, status, summary, details, correction_id, run_id, opened_at,
+SELECT cause, alert_type, severity, status, summary, details, correction_id, run_id, opened_at,
        last_seen_at, occurrences, times_reopened, level, notified_at, acknowledged_at,
        acknowledged_by, snoozed_until, resolved_at
-FROM jsonb_populate_recordset(NULL::assetclass.alert, %(alerts)s)
-ORDER BY id
+FROM jsonb_populate_recordset(NULL::assetclass.alert, %(alerts)s) WITH ORDINALITY
+ORDER BY ordinality
+RETURNING cause, id
 
 -- name: change
 UPDATE assetclass.alert a

@@ -117,9 +117,13 @@ SELECT (SELECT count(*) FROM assetclass.operation WHERE rolled_back_by IS NOT NU
         ORDER BY t.ended_at DESC LIMIT 1) AS preview_error_percent,
        waiting.*, backups.*,
        (SELECT count(*) FROM assetclass.notification
-        WHERE dropped_at IS NOT NULL AND last_error IS NOT NULL) AS notifications_failed
+        WHERE dropped_at IS NOT NULL AND last_error IS NOT NULL AND attempts >= %(tries)s)
+           AS notifications_failed
 FROM (SELECT count(*) AS notifications_waiting,
-             extract(epoch FROM clock_timestamp() - min(created_at))::double precision
+             -- One that nobody should get yet (a snooze, a maintenance window) does not wait for us.
+             extract(epoch FROM clock_timestamp() - min(
+                 CASE WHEN last_error IS NOT NULL THEN created_at
+                      WHEN due_at <= clock_timestamp() THEN due_at END))::double precision
                  AS oldest_waiting_seconds
       FROM assetclass.notification
       WHERE delivered_at IS NULL AND dropped_at IS NULL) waiting,

@@ -1,9 +1,12 @@
 -- Messages to people: the outbox, reminders, and what a delivery leaves behind.
 
 -- name: due_channels
--- Whose oldest waiting message is due, the one that waits longest first.
+-- Whose oldest waiting message is due, the one that waits longest first. One of a channel that is not
+-- among ours may be another process's, with newer settings: it is nobody's after `grace` seconds.
 SELECT n.channel FROM assetclass.notification n
-WHERE n.delivered_at IS NULL AND n.dropped_at IS NULL AND n.due_at <= clock_timestamp()
+WHERE n.delivered_at IS NULL AND n.dropped_at IS NULL
+  AND n.due_at <= clock_timestamp() - make_interval(
+          secs => CASE WHEN n.channel = ANY (%(ours)s::text[]) THEN 0 ELSE %(grace)s END)
 GROUP BY n.channel ORDER BY min(n.due_at)
 
 -- name: claim

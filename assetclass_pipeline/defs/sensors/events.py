@@ -22,6 +22,10 @@ An id is given out before its event is committed, so a lower one may appear afte
 INSERT that takes longer than this would have to run into it for an event to be passed over.
 """
 
+_CLOCKS_DIFFER: Final = 60.0
+"""Seconds by which an event may seem to be of the future and still be waited for: one machine whose
+clock is far ahead must not hold up the events of all others."""
+
 _ALL_ASSETS_JOB = "__ASSET_JOB"
 
 
@@ -67,9 +71,9 @@ def events_after(
     found.sort(key=lambda record: record.storage_id)
     is_full = len(found) >= most
     settled = []
-    youngest = time.time() - SETTLED_AFTER
+    now = time.time()
     for record in found[:most]:
-        if record.timestamp > youngest:
+        if now - SETTLED_AFTER < record.timestamp < now + _CLOCKS_DIFFER:
             is_full = False
             break
         settled.append(record)

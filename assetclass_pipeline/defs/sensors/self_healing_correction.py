@@ -84,13 +84,15 @@ def _decide(
     months = correctable_months(connection, tables, settings)
     if months is None:
         return dg.SkipReason("No row needs a correction any more: it was corrected meanwhile.")
+    facts = measured.facts
     reason = (
         f"self-healing: {measured.correctable:,} rows "
         f"({measured.correctable_percent:.1f} %) need a correction"
     )
     return dg.RunRequest(
-        # One measurement asks once, whatever becomes of the run.
-        run_key=f"measurement {measured.facts.measurement_id}",
+        # One measurement asks once, whatever becomes of the run. With its time, because a database
+        # that is restored gives its number out again, and Dagster remembers keys for ever.
+        run_key=f"measurement {facts.measurement_id} of {facts.measured_at:%Y-%m-%dT%H:%M:%S}",
         tags={RANGE_START_TAG: months[0], RANGE_END_TAG: months[1], REASON_TAG: reason},
     )
 

@@ -21,7 +21,8 @@ from assetclass_pipeline.monitoring.watching import Look, judge_now
 from assetclass_pipeline.settings import Settings
 
 SERVICE_HEALTH_ALERTS: Final = "service_health_alerts"
-_INTERVAL = 30
+# Two looks make an alert, and people must know within a minute.
+_INTERVAL = 15
 
 
 HealthLook = Callable[[Settings], Health]

@@ -4,20 +4,23 @@ Belongs here: one look of a watcher as a tick of a sensor. Does not: what it loo
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import dagster as dg
 import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.database.connections import connect, server_is_away
 from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.defs.resources import MarketDatabase
-from assetclass_pipeline.errors import DatabaseUnavailableError
+from assetclass_pipeline.engine.session import given_up_after
+from assetclass_pipeline.errors import DatabaseUnavailableError, SchemaNotReadyError
 from assetclass_pipeline.monitoring.watching import Look
 
-# The server ends sessions, starts, stops, or has no room; connection exceptions are class 08.
-_AWAY = frozenset({"57P01", "57P02", "57P03", "53300"})
+# Dagster gives a tick up after 60 s, but its thread in the code server would go on to wait for a
+# server that never answers, and of those threads there are few.
+_LONGEST: Final = 50.0
 
 Answer = dg.RunRequest | dg.SkipReason
 
@@ -34,27 +37,23 @@ def ask(
 ) -> Answer:
     """Answer a tick with a connection.
 
-    While the database is away the tick is skipped: nothing can be stored, every watcher would fail
-    for the same one reason, and each goes on where it stopped. Any other error fails the tick,
-    which is an alert of its own.
+    While the database is away, or its schema is not of this version, the tick is skipped: nothing
+    can be stored, every watcher would fail for the same one reason every few seconds, and each goes
+    on where it stopped. Any other error fails the tick, which is an alert of its own.
     """
     try:
         with (
             database.address() as dsn,
             connect(dsn, database.settings, purpose=name, to_write=True) as connection,
+            given_up_after(connection, _LONGEST),
         ):
             require_schema(connection)
             return answer(connection)
-    except DatabaseUnavailableError as error:
+    except (DatabaseUnavailableError, SchemaNotReadyError) as error:
         return dg.SkipReason(f"{error} The next tick goes on where the last one ended.")
     except psycopg.OperationalError as error:
-        if not _is_away(error):
+        if not server_is_away(error):
             raise
         return dg.SkipReason(
             "The connection to PostgreSQL was lost. The next tick goes on where the last one ended."
         )
-
-
-def _is_away(error: psycopg.OperationalError) -> bool:
-    state = error.sqlstate
-    return state is None or state.startswith("08") or state in _AWAY

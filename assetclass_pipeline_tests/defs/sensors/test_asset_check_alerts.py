@@ -1,6 +1,7 @@
 """`asset_check_alerts`: every evaluation of a check on our assets is judged once, in order."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -51,8 +52,7 @@ def test_failed_checks_of_a_run_that_succeeds(watch: Watch) -> None:
 def test_damage_before_a_correction_is_over_after_it(watch: Watch) -> None:
     watch.pipeline.launch(job="__ASSET_JOB", assets=["integrity_report"])
     watch.tick(SENSOR)
-    cause = "check:integrity_report:completeness_at_least_95"
-    assert watch.alerts()[cause].severity is Severity.LOW
+    assert watch.alerts()[COMPLETE].severity is Severity.LOW
     watch.pipeline.launch()
     watch.tick(SENSOR)
     assert watch.alerts() == {}
@@ -151,6 +151,18 @@ def test_an_event_whose_predecessor_may_still_be_on_its_way_waits(
         assert watch.alerts() == {}
     assert watch.positions() == before
     watch.tick(SENSOR)
+    assert watch.alerts()[SOUND].occurrences == 1
+
+
+def test_a_clock_that_is_far_ahead_holds_up_nobody(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(events, "SETTLED_AFTER", 3.0)
+        ahead = SimpleNamespace(time=lambda: time.time() - 3600)
+        watch.report()
+        patched.setattr(events, "time", ahead)
+        watch.tick(SENSOR)
     assert watch.alerts()[SOUND].occurrences == 1
 
 

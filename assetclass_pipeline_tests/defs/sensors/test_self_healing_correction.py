@@ -79,6 +79,19 @@ def test_it_asks_for_the_damaged_months_once_for_each_measurement(watch: Watch) 
     assert "up to 10 %" in why_not(watch)
 
 
+def test_a_number_that_a_restored_database_gives_out_again_is_another_measurement(
+    watch: Watch,
+) -> None:
+    first = ask(watch)
+    watch.pipeline.market.execute(
+        "UPDATE assetclass.quality_measurement SET measured_at = measured_at + interval '1 minute'"
+    )
+    second = ask(watch)
+    assert isinstance(first, dg.RunRequest)
+    assert isinstance(second, dg.RunRequest)
+    assert first.run_key != second.run_key, "Dagster remembers keys for ever"
+
+
 def test_without_a_measurement(watch: Watch) -> None:
     watch.pipeline.market.execute("TRUNCATE assetclass.quality_measurement")
     assert "never measured" in why_not(watch)
