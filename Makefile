@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks deploy setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check format up bench lock clean
+.PHONY: help setup demo test faults conformance check format up bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,10 @@ test: $(READY)  ## all tests, on real PostgreSQL
 faults: $(READY)  ## every fault with all its tries, and what became of the rows
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --fault-tries full \
 		assetclass_pipeline_tests/faults
+
+conformance: $(READY)  ## thousands of cases of the OpenAPI document, by every role
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --schema-cases full \
+		assetclass_pipeline_tests/api/test_description.py
 
 check: $(READY)  ## formatter, linter, types, import rules, spelling
 	@$(BIN)/ruff format --check $(SOURCES)

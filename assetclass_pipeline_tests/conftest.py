@@ -19,10 +19,8 @@ from assetclass_pipeline.database.embedded import (
     system_binaries,
 )
 from assetclass_pipeline_tests.acceptance import alert_table
+from assetclass_pipeline_tests.api import case_count
 from assetclass_pipeline_tests.faults import fault_table
-from assetclass_pipeline_tests.faults.fault_table import (  # noqa: F401 - a hook of pytest
-    pytest_addoption,
-)
 from assetclass_pipeline_tests.receiver import (  # noqa: F401 - fixtures
     another_receiver,
     receiver,
@@ -41,17 +39,24 @@ _database_numbers = itertools.count(1)
 StartServer = Callable[[Binaries], EmbeddedServer]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options that say how much is tried."""
+    fault_table.add_option(parser)
+    case_count.add_option(parser)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was tried, and what came of it."""
+    fault_table.print_summary(terminalreporter)
+    alert_table.print_summary(terminalreporter)
+    case_count.print_summary(terminalreporter)
+
+
 def _every_binaries() -> list[Binaries]:
     preferred = find_binaries()
     system = system_binaries()
     other_version = system is not None and system.major != preferred.major
     return [preferred, system] if other_version and system is not None else [preferred]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the tables that tests handed in."""
-    fault_table.print_table(terminalreporter)
-    alert_table.print_table(terminalreporter)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -180,9 +180,9 @@ def _begin(connection: Connection[TupleRow], settings: Settings, said: _Wanted) 
         found = _all(cursor, _MarketKey, query("row_history", "market_key"), names)
         if found:
             market = found[0]
-            key = _as_written(cursor, "KEY", said.key, market.id_type)
+            key = _as_written(cursor, "id", said.key, market.id_type)
             timestamp = said.timestamp and _as_written(
-                cursor, "--timestamp", said.timestamp, market.timestamp_type
+                cursor, "timestamp", said.timestamp, market.timestamp_type
             )
             tables = _all(cursor, _Table, _planning("tables"), names)
             wanted = _Wanted(key, said.symbol, timestamp)
@@ -259,7 +259,7 @@ class _Look:
             return True
         try:
             with cursor.connection.transaction():
-                _as_written(cursor, "KEY", self.wanted.key, column_type)
+                _as_written(cursor, "id", self.wanted.key, column_type)
         except InvalidOptionsError:
             return False
         return True

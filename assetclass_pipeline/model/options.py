@@ -24,7 +24,7 @@ from assetclass_pipeline.model.wire import WireModel
 
 SHORTEST_TIMEOUT = timedelta(minutes=1)
 LONGEST_TIMEOUT = timedelta(hours=24)
-_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d):([0-5]\d)")
+_CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9]):([0-5][0-9])")
 
 
 class Pace(StrEnum):
@@ -54,9 +54,11 @@ def _print_clock(value: timedelta) -> str:
     return f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
 
 
+# Schemas know only the anchored form, and no groups.
+_ClockText = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}:[0-5][0-9]:[0-5][0-9]$")]
 ClockDuration = Annotated[
     timedelta,
-    BeforeValidator(_parse_clock, json_schema_input_type=str),
+    BeforeValidator(_parse_clock, json_schema_input_type=_ClockText),
     PlainSerializer(_print_clock, return_type=str),
 ]
 
@@ -106,7 +108,9 @@ class CorrectionOptions(WireModel):
     )
     dry_run: bool = Field(False, description="plan, sample and estimate; change nothing")
     timeout: ClockDuration = Field(
-        timedelta(hours=2), description='longest duration, "HH:MM:SS" from 1 minute to 24 hours'
+        timedelta(hours=2),
+        description='longest duration, "HH:MM:SS" from 1 minute to 24 hours',
+        json_schema_extra={"default": "02:00:00"},
     )
     retry: RetryOptions | None = Field(
         None, description="tries of a batch and their waits; unset: from the settings"

@@ -56,7 +56,9 @@ class RollbackOptions(WireModel):
         None, ge=1, le=16, description="connections that write at once; unset: by pace"
     )
     timeout: ClockDuration = Field(
-        timedelta(hours=2), description='longest duration, "HH:MM:SS" from 1 minute to 24 hours'
+        timedelta(hours=2),
+        description='longest duration, "HH:MM:SS" from 1 minute to 24 hours',
+        json_schema_extra={"default": "02:00:00"},
     )
     retry: RetryOptions | None = Field(
         None, description="tries of a batch and their waits; unset: from the settings"

@@ -43,7 +43,7 @@ def hand_in(node: pytest.Item, told: Told) -> None:
     node.user_properties.append((_PROPERTY, asdict(told)))
 
 
-def print_table(terminalreporter: pytest.TerminalReporter) -> None:
+def print_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table when tests handed something in."""
     told = [
         Told(**value)

@@ -83,7 +83,7 @@ def hand_in(node: pytest.Item, outcome: Outcome) -> None:
     node.user_properties.append((_PROPERTY, asdict(outcome)))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def add_option(parser: pytest.Parser) -> None:
     """`--fault-tries full`, as `make faults` says."""
     parser.addoption(
         "--fault-tries",
@@ -93,7 +93,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def print_table(terminalreporter: pytest.TerminalReporter) -> None:
+def print_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table when tests handed something in."""
     outcomes = [
         Outcome(**value)

@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 
 from assetclass_pipeline.api.access import Caller, require
 from assetclass_pipeline.api.connections import DatabaseConnection
-from assetclass_pipeline.api.envelope import Envelope, answer
+from assetclass_pipeline.api.envelope import Envelope, Refusal, answer
 from assetclass_pipeline.model.alert import Alert
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.model.wire import WireModel
@@ -51,7 +51,11 @@ def alerts(
     return answer(request, Alerts(alerts=found), f"{unresolved} of them are not over.")
 
 
-@router.post("/alerts/{alert_id}/acknowledge", response_model=Envelope[Alert])
+@router.post(
+    "/alerts/{alert_id}/acknowledge",
+    response_model=Envelope[Alert],
+    responses={409: {"model": Refusal, "description": "It is acknowledged already, or over"}},
+)
 def acknowledge(
     request: Request,
     caller: Annotated[Caller, require(Role.OPERATOR)],

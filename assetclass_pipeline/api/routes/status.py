@@ -45,6 +45,22 @@ _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
     HTTPStatus.NOT_MODIFIED: {"description": "As the caller has it already (If-None-Match)"}
 }
 
+# One event, as the fields of its lines.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "enum": ["progress", "end"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "description": "fields of status/{correctionId} that change while it runs",
+        },
+        "retry": {"type": "integer", "description": "milliseconds to wait before coming back"},
+    },
+    "required": ["data"],
+}
+
 MOST_STREAMS = 50
 """Open at once in one process."""
 # Seconds. Callers come back by themselves; whose token was revoked does not.
@@ -115,7 +131,7 @@ async def status_of(
     responses={
         HTTPStatus.OK: {
             "description": "Server-sent events: `progress` with each change, `end` at the end",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
         HTTPStatus.NO_CONTENT: {"description": "The caller has seen the end: do not come again"},
     },
