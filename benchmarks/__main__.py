@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from assetclass_pipeline.database.embedded import exit_on_termination
 from benchmarks import (
     analysis,
+    api,
     baselines,
     concurrency,
     correction,
@@ -31,6 +32,7 @@ GROUPS: dict[str, Callable[[Bench], Findings]] = {
     "analysis": analysis.measure,
     "watching": watching.measure,
     "ticks": ticks.measure,
+    "api": api.measure,
     "baselines": baselines.measure,
     "writers": concurrency.measure,
     "growth": growth.measure,

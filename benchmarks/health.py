@@ -59,7 +59,10 @@ CREATE TABLE IF NOT EXISTS market_data (id bigint PRIMARY KEY, symbol text,
 
 def measure_health(bench: Bench, dsn: str, storage: str) -> list[Measure]:
     """p99 of a check on kept connections and of a first one; `storage` names Dagster's database."""
-    with psycopg.connect(dsn, autocommit=True) as connection, _dagster(dsn, storage) as settings:
+    with (
+        psycopg.connect(dsn, autocommit=True) as connection,
+        dagster_at_work(dsn, storage) as settings,
+    ):
         connection.execute(_MARKET)
         times = _BRIEFLY if bench.quick else _TIMES
         bare = _ascending(lambda: connection.execute("SELECT 1").fetchone(), times)
@@ -107,7 +110,7 @@ def _probes(dsn: str, settings: Settings) -> Iterator[list[Probe]]:
 
 
 @contextmanager
-def _dagster(dsn: str, storage: str) -> Iterator[Settings]:
+def dagster_at_work(dsn: str, storage: str) -> Iterator[Settings]:
     """Settings whose Dagster has a daemon that beats and sensors that ticked often."""
     with tempfile.TemporaryDirectory(prefix="assetclass-bench-home-") as home:
         changes = {"home": Path(home), "dagster_database": storage}

@@ -1,13 +1,16 @@
 """The operators' guide over HTTP, with everything real: API, daemon, code server, database.
 
-The requests stand here as the guide has them: method, path, body, with a token in place of
-YOUR_TOKEN.
+The requests are the guide's (guide.py): method, path, body, with a token in place of YOUR_TOKEN.
 """
 
+import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,34 +20,15 @@ from assetclass_pipeline.api.app import BASE_PATH
 from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.settings import load_settings
+from assetclass_pipeline_tests.acceptance.guide import EMERGENCY, GUIDE, JQ, Asked
 from assetclass_pipeline_tests.api.service import Service, free_port, make_token, serving
 from assetclass_pipeline_tests.cli.test_supervisor import Up, up
 from assetclass_pipeline_tests.conftest import fresh_database
+from assetclass_pipeline_tests.engine.runs import correct_now
 from assetclass_pipeline_tests.market import Market, open_market
 
 ROWS = 400
 PATIENCE = 120.0
-
-STANDARD = (
-    '{"batchSize": 1000, "createBackup": true, "onlyProcessNullAssetClass": true,'
-    ' "validateAfterEachBatch": true, "dryRun": false}'
-)
-CONSERVATIVE = (
-    '{"batchSize": 500, "maxRecordsToProcess": 10000, "createBackup": true,'
-    ' "onlyProcessNullAssetClass": true, "overwriteExistingValues": false,'
-    ' "validateAfterEachBatch": true, "timeout": "01:00:00", "dryRun": false}'
-)
-EMERGENCY = r"""
-set -euo pipefail
-# Get the latest operation ID
-OPERATION_ID=$(curl -s -X GET "$HOST/api/etl/asset-class-correction/status" | \
-  jq -r '.data.recentOperations[0].correctionId')
-
-# Rollback
-curl -s -X POST "$HOST/api/etl/asset-class-correction/rollback" \
-  -H "Content-Type: application/json" \
-  -d "{\"correctionId\": \"$OPERATION_ID\"}"
-"""
 
 pytestmark = pytest.mark.dagster_services
 
@@ -55,9 +39,18 @@ class Stage:
 
     market: Market
     service: Service
+    """Callers on this machine need no token."""
+    closed: Service
+    """Everybody needs one."""
     client: httpx.Client
+    token: str
     asked_before: str
     running: Up
+
+    def ask(self, asked: Asked, body: str | None) -> httpx.Response:
+        """A request of the guide: with a token by the API that wants one, else by the other."""
+        service, token = (self.closed, self.token) if asked.has_token else (self.service, None)
+        return service.ask(asked.method, asked.call, token, headers=asked.headers, content=body)
 
     def status(self, correction_id: str) -> dict[str, Any]:
         return dict(self.client.get(f"status/{correction_id}").json()["data"])
@@ -101,15 +94,19 @@ def stage(
         with open_market(dsn) as market:
             market.fill(ROWS)
             token = make_token(dsn, Role.ADMIN)
+            same = {"home": settings.home, "dagster_database": settings.dagster_database}
             with (
-                serving(dsn, api_anonymous_role=Role.ADMIN) as service,
+                serving(dsn, api_anonymous_role=Role.ADMIN, **same) as service,
+                serving(dsn, api={"fallback": False}, **same) as closed,
                 service.client(token) as client,
             ):
                 # Nobody is there yet to launch it.
                 asked = client.post("execute", json={"dryRun": True}).json()["data"]
                 with up(settings, "assetclass_pipeline.definitions") as running:
                     running.wait_for("Ready")
-                    yield Stage(market, service, client, asked["correctionId"], running)
+                    yield Stage(
+                        market, service, closed, client, token, asked["correctionId"], running
+                    )
 
 
 def test_what_was_asked_for_before_the_daemon_ran_is_launched_once(stage: Stage) -> None:
@@ -142,10 +139,21 @@ def test_the_daily_procedure(
     assert stage.client.post("validate").json()["data"]["passed"]
 
 
-def test_the_emergency_rollback_by_curl_and_jq(stage: Stage) -> None:
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_the_emergency_rollback_by_curl_and_jq(stage: Stage, tmp_path: Path) -> None:
+    programs = os.environ["PATH"]
+    if shutil.which("jq") is None:
+        (tmp_path / "jq").write_text(JQ)
+        (tmp_path / "jq").chmod(0o700)
+        programs = f"{tmp_path}{os.pathsep}{programs}"
     done = subprocess.run(
         ["/bin/bash", "-c", EMERGENCY],
-        env={"HOST": stage.service.url, "PATH": "/usr/bin:/bin", "no_proxy": "*"},
+        env={
+            "HOST": stage.service.url,
+            "PATH": programs,
+            "PYTHON": sys.executable,
+            "no_proxy": "*",
+        },
         capture_output=True,
         check=True,
         text=True,
@@ -157,13 +165,40 @@ def test_the_emergency_rollback_by_curl_and_jq(stage: Stage) -> None:
     assert set(stage.market.classes().values()) == {None}
 
 
-@pytest.mark.parametrize("body", [STANDARD, CONSERVATIVE])
-def test_the_guides_bodies_run_as_written(stage: Stage, body: str) -> None:
+@pytest.mark.parametrize("asked", GUIDE, ids=str)
+def test_each_request_of_the_guide_runs_as_written(stage: Stage, asked: Asked) -> None:
     stage.restore()
-    response = stage.client.post("execute", content=body, headers={"Prefer": "wait=60"})
-    assert response.status_code == 202
-    found = stage.ended(response.json()["data"]["correctionId"])
-    assert (found["status"], found["recordsCorrected"]) == ("succeeded", ROWS)
+    body = asked.body
+    if asked.call == "rollback":
+        as_it_stands = stage.ask(asked, body)
+        assert (as_it_stands.status_code, as_it_stands.json()["errorCode"]) == (
+            404,
+            "OPERATION_NOT_FOUND",
+        )
+        body = asked.naming(correct_now(stage.market).correction_id)
+    response = stage.ask(asked, body)
+    expected = 202 if asked.call in {"execute", "rollback"} else 200
+    assert response.status_code == expected, response.text
+    answer = response.json()
+    assert (answer["success"], answer["errorCode"]) == (True, None)
+    if expected == 202:
+        found = stage.ended(answer["data"]["correctionId"])
+        written = found["recordsRestored" if asked.call == "rollback" else "recordsCorrected"]
+        assert (found["status"], written) == ("succeeded", ROWS)
+
+
+@pytest.mark.parametrize("asked", [asked for asked in GUIDE if not asked.has_token], ids=str)
+def test_a_request_without_a_token_runs_only_where_the_settings_say_so(
+    stage: Stage, asked: Asked
+) -> None:
+    response = stage.closed.ask(asked.method, asked.call, headers=asked.headers, content=asked.body)
+    assert (response.status_code, response.json()["errorCode"]) == (401, "UNAUTHORIZED")
+
+
+def test_health_and_analyze_tell_what_the_guide_looks_for(stage: Stage) -> None:
+    assert stage.client.get("health").json()["data"]["isHealthy"] is True
+    report = stage.client.get("analyze").json()["data"]
+    assert {"completeness", "integrity", "orphanedPercent"} <= set(report)
 
 
 def test_pause_resume_cancel_and_resume_of_a_real_run(stage: Stage) -> None:

@@ -65,8 +65,8 @@ _BEYOND_A_SCHEMA = (
     "onlyProcessNullAssetClass and overwriteExistingValues contradict",
     "timeout must be from",
     "A text in the body holds NUL",
-    "id '",
-    "timestamp '",
+    "id ",
+    "timestamp ",
 )
 """What else is refused, of values that fit the document."""
 

@@ -1,9 +1,12 @@
 """Operating over HTTP: what is asked is written down, once; who asks is told at once."""
 
 import json
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +23,12 @@ from assetclass_pipeline.model.operation import Kind, Operation
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.rollback import RollbackOptions
 from assetclass_pipeline.model.token import Role
-from assetclass_pipeline_tests.api.service import Service, audit_entries, make_token, serving
+from assetclass_pipeline_tests.api.service import (
+    Service,
+    audit_entries,
+    make_token,
+    serving_process,
+)
 from assetclass_pipeline_tests.market import Market
 
 CLIENTS = 20
@@ -151,27 +159,54 @@ def test_a_body_that_cannot_be_used_names_field_and_limit(
     assert market.value("SELECT count(*) FROM assetclass.operation") == 0
 
 
+CLIENT = """
+import http.client, sys
+port, path, token = sys.argv[1:]
+connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+connection.connect()
+print("ready", flush=True)
+sys.stdin.readline()
+connection.request("POST", path, b"{}", {"Authorization": "Bearer " + token})
+answer = connection.getresponse()
+print(answer.status, answer.read().decode())
+"""
+
+
 def test_of_many_clients_at_the_same_instant_exactly_one_is_accepted(
-    service: Service, tokens: dict[Role, str], market: Market
+    tokens: dict[Role, str], market: Market, tmp_path: Path
 ) -> None:
-    """Whatever the number of API processes: here two servers share the database."""
-    together = threading.Barrier(CLIENTS)
-
-    def ask(other: Service, number: int) -> httpx.Response:
-        asked = (service, other)[number % 2]
-        with asked.client(tokens[Role.OPERATOR]) as client:
-            together.wait(60)
-            return client.post("execute", json={})
-
-    with serving(market.dsn) as other, ThreadPoolExecutor(CLIENTS) as pool:
-        answers = list(pool.map(lambda number: ask(other, number), range(CLIENTS)))
-    [winner] = [answer for answer in answers if answer.status_code == 202]
-    active = accepted(winner)
-    for answer in answers:
-        if answer is not winner:
-            assert answer.status_code == 409, answer.text
-            assert answer.json()["errorCode"] == "OPERATION_IN_PROGRESS"
-            assert answer.json()["data"] == {"correctionId": active}
+    """Twenty processes ask two processes of the API; all are connected before the first asks."""
+    with (
+        serving_process(market.dsn, tmp_path / "one") as one,
+        serving_process(market.dsn, tmp_path / "other") as other,
+        ExitStack() as stack,
+    ):
+        clients = []
+        for number in range(CLIENTS):
+            port = (one, other)[number % 2].service.url.rpartition(":")[2]
+            command = [sys.executable, "-IS", "-c", CLIENT, port, f"{BASE_PATH}/execute"]
+            client = subprocess.Popen(
+                [*command, tokens[Role.OPERATOR]],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            clients.append(stack.enter_context(client))
+        for client in clients:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "ready\n"
+        for client in clients:
+            assert client.stdin is not None
+            client.stdin.write("go\n")
+            client.stdin.flush()
+        said = [client.communicate(timeout=60)[0].partition(" ") for client in clients]
+    answers = [(int(status), json.loads(body)) for status, _, body in said]
+    (accepted_as, winner), *others = sorted(answers, key=lambda answer: answer[0])
+    assert accepted_as == 202
+    assert len(others) == CLIENTS - 1
+    for status, refusal in others:
+        assert (status, refusal["errorCode"]) == (409, "OPERATION_IN_PROGRESS")
+        assert refusal["data"] == {"correctionId": winner["data"]["correctionId"]}
     assert market.value("SELECT count(*) FROM assetclass.operation") == 1
 
 
