@@ -36,6 +36,7 @@ from assetclass_pipeline.api.routes import (
     operations,
     status,
 )
+from assetclass_pipeline.api.sharing import SharedReads
 from assetclass_pipeline.api.watch import watching
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import Settings
@@ -87,6 +88,7 @@ def create_app(
     app.state.connections = connections
     app.state.authenticator = Authenticator(connections, limits, refusals, provider)
     app.state.refusals = refusals
+    app.state.status_reads = SharedReads()
     for router in routers:
         app.include_router(router, prefix=BASE_PATH, responses=openapi.REFUSALS)
     for page in pages:

@@ -202,6 +202,8 @@ def _show(
             ),
             {**chosen.values, **silence_limits(settings), "most": most},
         ).fetchall()
+        if not rows:
+            return []
         ids = [row["correction_id"] for row in rows]
         lists = {name: _by_operation(cursor, name, ids) for name in _LISTS}
     return [

@@ -111,7 +111,8 @@ def _component(look: _Look, timeout: float, asked_at: float) -> Component:
 class CachedHealth:
     """The health for many who ask: one that is at most `max_age` seconds old.
 
-    However many ask at once, one check is under way. Safe in many threads.
+    However many ask at once, one check is under way; while the latest is young enough nobody waits
+    for it. Safe in many threads.
     """
 
     def __init__(self, probes: Iterable[Probe], *, seconds: float, max_age: float = 1.0) -> None:
@@ -122,13 +123,32 @@ class CachedHealth:
         self._latest: tuple[float, Health] | None = None
 
     def now(self) -> Health:
-        """The latest health; who comes while a check is under way gets its result."""
-        with self._lock:
-            if self._latest is not None and time.monotonic() - self._latest[0] < self._max_age:
-                return self._latest[1]
-            health = check_health(self._probes, seconds=self._seconds)
-            self._latest = (time.monotonic(), health)
+        """The latest health; who finds it too old gets the result of the check under way."""
+        health, age = self._known()
+        if health is not None and age < self._max_age:
+            # Renewed before it is too old, by nobody who waits for it.
+            if age > self._max_age / 2 and self._lock.acquire(blocking=False):
+                threading.Thread(target=self._check_and_release, daemon=True).start()
             return health
+        with self._lock:
+            health, age = self._known()
+            return health if health is not None and age < self._max_age else self._check()
+
+    def _known(self) -> tuple[Health | None, float]:
+        latest = self._latest
+        return (None, 0.0) if latest is None else (latest[1], time.monotonic() - latest[0])
+
+    def _check(self) -> Health:
+        began = time.monotonic()
+        health = check_health(self._probes, seconds=self._seconds)
+        self._latest = (began, health)
+        return health
+
+    def _check_and_release(self) -> None:
+        try:
+            self._check()
+        finally:
+            self._lock.release()
 
 
 def _said(error: Exception) -> str:

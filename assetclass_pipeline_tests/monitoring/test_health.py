@@ -122,3 +122,27 @@ def test_many_who_ask_at_once_share_one_check() -> None:
 def test_an_old_health_is_asked_for_again() -> None:
     cached = CachedHealth([Probe("any", well, timeout=1)], seconds=1, max_age=0)
     assert cached.now().checked_at < cached.now().checked_at
+
+
+def test_nobody_waits_for_a_check_while_the_latest_is_young_enough() -> None:
+    may_look, looks = threading.Event(), 0
+
+    def look() -> Answer:
+        nonlocal looks
+        looks += 1
+        assert looks == 1 or may_look.wait(10)
+        return well()
+
+    cached = CachedHealth([Probe("any", look, timeout=20)], seconds=20, max_age=2)
+    first = cached.now()
+    deadline = time.monotonic() + 10
+    while looks < 2:
+        assert cached.now() is first
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # The next check is at work, and has nothing to say yet.
+    assert cached.now() is first
+    may_look.set()
+    while cached.now() is first:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -6,6 +6,7 @@ Belongs here: what is shown to whom. Does not: the probes.
 from http import HTTPStatus
 from typing import Annotated
 
+import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
 from assetclass_pipeline.api.authentication import Authenticator, Caller
@@ -28,9 +29,12 @@ class ShownHealth(WireModel):
     components: dict[str, Component] | None
 
 
-def _caller_if_any(request: Request) -> Caller | None:
+async def _caller_if_any(request: Request) -> Caller | None:
     authenticator: Authenticator = request.app.state.authenticator
-    return authenticator.identify_if_it_says(request)
+    known = authenticator.known(request)
+    if known is not None:
+        return authenticator.admit(request, known)
+    return await anyio.to_thread.run_sync(authenticator.identify_if_it_says, request)
 
 
 @router.get(

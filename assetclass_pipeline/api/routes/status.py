@@ -15,15 +15,17 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import anyio
+import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from assetclass_pipeline.api.access import Caller, require
 from assetclass_pipeline.api.conditional import tagged
-from assetclass_pipeline.api.connections import DatabaseConnection
+from assetclass_pipeline.api.connections import Connections
 from assetclass_pipeline.api.envelope import Envelope
 from assetclass_pipeline.api.schemas import StatusPage
+from assetclass_pipeline.api.sharing import SharedReads
 from assetclass_pipeline.api.waiting import LONGEST_WAIT, look, wait_for_end
 from assetclass_pipeline.engine.operations import Place, operation_status
 from assetclass_pipeline.errors import (
@@ -31,10 +33,16 @@ from assetclass_pipeline.errors import (
     InvalidOptionsError,
     ServerBusyError,
 )
-from assetclass_pipeline.model.operation import EtaRange, Kind, Operation, OperationError, Status
+from assetclass_pipeline.model.operation import (
+    EtaRange,
+    Kind,
+    Operation,
+    OperationError,
+    OperationStatus,
+    Status,
+)
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.model.wire import Percent, WireModel
-from assetclass_pipeline.settings import Settings
 
 router = APIRouter(tags=["watch"])
 
@@ -73,10 +81,9 @@ _streams = threading.BoundedSemaphore(MOST_STREAMS)
 
 
 @router.get("/status", response_model=Envelope[StatusPage], responses=_NOT_MODIFIED)
-def status(
+async def status(
     request: Request,
     _: Viewer,
-    connection: DatabaseConnection,
     include: Annotated[
         Literal["changed", "all"],
         Query(description="all: dry runs, failures and operations without changes too"),
@@ -87,14 +94,25 @@ def status(
     ] = None,
 ) -> Response:
     """The active operation, and the newest ended ones that changed rows."""
-    settings: Settings = request.app.state.settings
-    found = operation_status(
-        connection,
-        settings,
-        most=limit + 1,
-        include_all=include == "all",
-        older_than=None if cursor is None else _place(cursor),
-    )
+    connections: Connections = request.app.state.connections
+    older_than = None if cursor is None else _place(cursor)
+
+    def read() -> OperationStatus:
+        with connections.borrowed() as connection:
+            return operation_status(
+                connection,
+                connections.settings,
+                most=limit + 1,
+                include_all=include == "all",
+                older_than=older_than,
+            )
+
+    if older_than is None:
+        # What pages, scripts and people look at all the time.
+        shared: SharedReads[OperationStatus] = request.app.state.status_reads
+        found = await shared.get((include, limit), read)
+    else:
+        found = await anyio.to_thread.run_sync(read)
     shown = found.recent_operations[:limit]
     page = StatusPage(
         is_running=found.is_running,
