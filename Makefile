@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks deploy setup.py
 
+# Test processes: one more than there are cores, up to four, because some tests wait for Dagster.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults conformance check format up bench lock clean
 
@@ -29,14 +32,14 @@ up: $(READY)  ## webserver, daemon, API and database; Ctrl-C stops them all
 	@$(BIN)/assetclass up
 
 test: $(READY)  ## all tests, on real PostgreSQL
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 faults: $(READY)  ## every fault with all its tries, and what became of the rows
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --fault-tries full \
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --fault-tries full \
 		assetclass_pipeline_tests/faults
 
 conformance: $(READY)  ## thousands of cases of the OpenAPI document, by every role
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --schema-cases full \
+	@$(BIN)/python -m pytest -n $(WORKERS) --schema-cases full \
 		assetclass_pipeline_tests/api/test_description.py
 
 check: $(READY)  ## formatter, linter, types, import rules, spelling

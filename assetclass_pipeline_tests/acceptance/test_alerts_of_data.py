@@ -9,7 +9,7 @@ from assetclass_pipeline_tests.acceptance.watched import Story, Watched
 
 pytestmark = [
     pytest.mark.dagster_services,
-    pytest.mark.xdist_group("alerts of data"),
+    pytest.mark.xdist_group("acceptance"),
     pytest.mark.timeout(600),
 ]
 

@@ -30,7 +30,7 @@ from assetclass_pipeline_tests.market import Market, open_market
 ROWS = 400
 PATIENCE = 120.0
 
-pytestmark = pytest.mark.dagster_services
+pytestmark = [pytest.mark.dagster_services, pytest.mark.xdist_group("acceptance")]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def stage(
         settings = load_settings(
             home=tmp_path_factory.mktemp("home"),
             webserver_port=free_port(),
+            api_port=free_port(),
             database_url=dsn,
             dagster_database=f"{dsn.rpartition('/')[2]}_dagster",
         )
