@@ -109,7 +109,8 @@ class AlertSettings(BaseModel):
     )
     notify_resolved: bool = Field(True, description="tell the same channels when it is over")
     delivery_tries: int = Field(10, ge=1)
-    delivery_timeout: float = Field(10, gt=0, description="for one message on one channel")
+    # A tick that sends has 60 s in all, and must record afterwards what came of it.
+    delivery_timeout: float = Field(10, gt=0, le=30, description="for one message on one channel")
     delivery_backoff: tuple[float, float] = Field(
         (5, 600), description="wait after the first failed try, doubled each time, and at most"
     )

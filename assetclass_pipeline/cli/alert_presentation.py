@@ -13,7 +13,7 @@ from rich.text import Text
 
 from assetclass_pipeline.cli.presentation import bullets, count, facts, section, table
 from assetclass_pipeline.model.alert import AlertStatus, Severity
-from assetclass_pipeline.monitoring.messages import ADVICE, spoken
+from assetclass_pipeline.monitoring.messages import ADVICE, numbers, spoken, to_do, worst
 
 if TYPE_CHECKING:
     from assetclass_pipeline.model.alert import (
@@ -150,16 +150,12 @@ def _sections(
 ) -> Iterator[RenderableType]:
     alert = history.alert
     if alert.details:
-        yield section("Numbers", bullets(_numbers(alert.details)))
+        told = [*numbers(alert.details), *worst(alert.details)]
+        yield section("Numbers", bullets(f"{name}: {said}" for name, said in told))
     yield section("Who was told", _messages(history.notifications, now))
     yield section("What happened", _events(history.events))
     if alert.is_unresolved:
         yield section("What to do", bullets(_steps(alert, settings)))
-
-
-def _numbers(details: Mapping[str, object]) -> Iterator[str]:
-    for name, value in details.items():
-        yield f"{name}: {_said(value)}"
 
 
 def _said(value: object) -> str:
@@ -220,7 +216,7 @@ def _what(event: "AlertEvent") -> str:
 
 def _steps(alert: "Alert", settings: "Settings") -> Iterator[str]:
     advice = ADVICE[alert.alert_type]
-    yield advice.step
+    yield to_do(alert)
     yield f"Look: {_command(advice.look, alert)}"
     yield f"Act: {_command(advice.act, alert)}"
     yield f"Runbook: {settings.alerts.runbooks_url.rstrip('/')}/{alert.alert_type.runbook}"

@@ -42,7 +42,7 @@ app = typer.Typer()
 
 @app.callback(invoke_without_command=True)
 def _tokens(context: typer.Context) -> None:
-    """Who may call the REST API: tokens with a role, made and revoked here."""
+    """Who may call the REST API, and with which role."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

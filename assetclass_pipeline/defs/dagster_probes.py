@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.defs.dagster_home import dagster_home, storage_url
+from assetclass_pipeline.defs.failures import innermost
 from assetclass_pipeline.errors import DatabaseUnavailableError, ServicesError
 from assetclass_pipeline.monitoring.health import Answer, Probe
 from assetclass_pipeline.settings import Settings
@@ -413,10 +414,7 @@ def _failure(tick: TickData | None) -> str | None:
     """What a failed tick met: the innermost cause, for Dagster wraps it."""
     if tick is None or tick.status is not TickStatus.FAILURE:
         return None
-    error = tick.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return _first_line(error.message if error else "")
+    return _first_line(innermost(tick.error))
 
 
 def _tick_problem(name: str, kind: str, one: Instigator | None, settings: Settings) -> str | None:

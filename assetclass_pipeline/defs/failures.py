@@ -6,11 +6,15 @@ error it is.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import dagster as dg
 import psycopg
+from dagster_shared.error import SerializableErrorInfo
 
 from assetclass_pipeline.errors import AssetClassError
+
+_LONGEST_LINE: Final = 500
 
 
 @contextmanager
@@ -35,6 +39,19 @@ def reason_of(error: Exception) -> str:
         return error.description or "no reason given"
     first = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {first}"
+
+
+def innermost(error: SerializableErrorInfo | None) -> str:
+    """First line of what is at the bottom of an error that Dagster wrapped; empty when none is."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return first_line(error.message if error else "")
+
+
+def first_line(said: str) -> str:
+    """The first line that says anything, 500 characters at most."""
+    found = next((line for line in said.splitlines() if line.strip()), "")
+    return found.strip()[:_LONGEST_LINE]
 
 
 def _failure(message: str, code: str) -> dg.Failure:

@@ -58,7 +58,7 @@ class Session:
             if not stalled or connection is None or connection.closed:
                 return False
             self._deadline = None
-            _cut(connection)
+            cut(connection)
             return True
 
     def end_statement(self) -> None:
@@ -82,7 +82,7 @@ class Session:
 @contextmanager
 def given_up_after(connection: Connection[TupleRow], seconds: float) -> Iterator[None]:
     """Cut the connection of a server that is silent for so long: libpq would wait for ever."""
-    timer = threading.Timer(seconds, _cut, [connection])
+    timer = threading.Timer(seconds, cut, [connection])
     timer.daemon = True
     timer.start()
     try:
@@ -93,7 +93,8 @@ def given_up_after(connection: Connection[TupleRow], seconds: float) -> Iterator
         timer.join()
 
 
-def _cut(connection: Connection[TupleRow]) -> None:
+def cut(connection: Connection[TupleRow]) -> None:
+    """Shut its socket, whichever thread waits there: that one gets an error at once."""
     # A descriptor of its own: closing it must not close the one that libpq uses.
     with (
         suppress(OSError, psycopg.Error),

@@ -37,12 +37,13 @@ blocking check that stopped it, and a component by the alert that speaks of the 
 violation, and a dry run proves nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from assetclass_pipeline.model.alert import AlertType, Finding, Severity
+from assetclass_pipeline.model.alert_life import severer
 
 INCIDENT: Final = "incident"
 """Key of a finding's details: one incident is one occurrence, however often it is looked at."""
@@ -317,14 +318,27 @@ def newest_of_each(findings: Iterable[Finding]) -> list[Finding]:
     """Findings of events in their order, without what later ones overtook.
 
     The newest of a cause decides; of one that still holds, those right before it that hold too
-    are its repeats.
+    are its repeats, and as severe: people are told once, of how severe it is by now.
     """
     standing: dict[str, list[Finding]] = {}
     for finding in findings:
         before = standing.pop(finding.cause, [])
         repeats = finding.holds and bool(before) and before[-1].holds
         standing[finding.cause] = [*before, finding] if repeats else [finding]
-    return [finding for run in standing.values() for finding in run]
+    return [
+        replace(finding, severity=_severity_of(run)) if len(run) > 1 else finding
+        for run in standing.values()
+        for finding in run
+    ]
+
+
+def _severity_of(run: Sequence[Finding]) -> Severity:
+    """Of findings that hold one after the other: the newest's, where it may lower the others'."""
+    severity = run[0].weight
+    for finding in run[1:]:
+        if not finding.only_raises or severer(finding.weight, severity):
+            severity = finding.weight
+    return severity
 
 
 def only_news(findings: Iterable[Finding], unresolved: Mapping[str, str | None]) -> list[Finding]:

@@ -6,11 +6,10 @@ are kept between two checks.
 """
 
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.database.schema import require_schema
 from assetclass_pipeline.engine.disk_space import free_disk
+from assetclass_pipeline.engine.session import cut
 from assetclass_pipeline.engine.silence import is_abandoned, silence, silence_limits
 from assetclass_pipeline.errors import DatabaseUnavailableError, MarketTablesError
 from assetclass_pipeline.model.operation import Phase, Status
@@ -170,8 +170,7 @@ class _Connections:
         with self._lock:
             for connection, since in self._in_use.items():
                 if now - since >= older_than:
-                    with suppress(OSError, psycopg.Error), _socket_of(connection) as line:
-                        line.shutdown(socket.SHUT_RDWR)
+                    cut(connection)
 
 
 @dataclass(frozen=True)
@@ -184,13 +183,6 @@ class _Taken:
 
 class _DiedIdleError(Exception):
     """The server closed a connection that nobody used: asking again is right."""
-
-
-@contextmanager
-def _socket_of(connection: Connection[TupleRow]) -> Iterator[socket.socket]:
-    # A second descriptor of the same socket: the driver goes on owning the first.
-    with socket.fromfd(connection.fileno(), socket.AF_UNSPEC, socket.SOCK_STREAM) as line:
-        yield line
 
 
 def _row(

@@ -195,9 +195,8 @@ class _Round:
             if row is None:
                 return None
             claimed = _Claimed(**row)
-            found = cursor.execute(
-                query("notification", "alert"), {"alert_id": claimed.alert_id}
-            ).fetchone()
+            one = query("alert", "one", columns=query("alert", "columns"))
+            found = cursor.execute(one, {"id": claimed.alert_id}).fetchone()
         alert = None if found is None else Alert.model_validate(found)
         reason = self._reason_to_drop(claimed, alert)
         if reason is not None or alert is None:

@@ -26,8 +26,14 @@ _HOST_MOST = 30
 _LINE_MOST = 800
 # Numbers that say how bad it is stand first, whatever else a rule tells.
 _FIRST_DETAILS = ("value", "limit", "median", "baseline", "deviation", "runs")
-# Not for people: by which incident a rule knows what it told of.
-_NOT_TOLD = frozenset({INCIDENT})
+_TO_DO = "whatToDo"
+_WORST = ("worstSymbols", "worstMonths")
+_WORST_MOST = 5
+# Not for people: by which incident a rule knows what it told of. The others stand elsewhere.
+_NOT_TOLD = frozenset({INCIDENT, _TO_DO, "unit", "asset", "check", "measuredAt", "levelViolated"})
+_UNITS = {"percent": " %", "seconds": " s", "seconds per row": " s a row"}
+_IN_UNITS = frozenset({"value", "limit"})
+_SMALL = 0.1
 _SECRETS = (
     (re.compile(r"(\w://[^\s:/@]*):[^\s/]*@"), r"\1:****@"),
     (
@@ -201,7 +207,8 @@ def _title(alert: Alert, occasion: str, around: Surroundings) -> str:
         f"{_age(alert, around)}: {alert.alert_type}",
     }.get(kind, f"{alert.severity.upper()} {alert.alert_type}")
     host = one_line(around.place.host, _HOST_MOST)
-    return one_line(f"{begins} ({host}): {masked(alert.summary)}", TITLE_MOST)
+    was = ", was" if kind == "resolved" else ""
+    return one_line(f"{begins} ({host}){was}: {masked(alert.summary)}", TITLE_MOST)
 
 
 def _open(alert: Alert, occasion: str, around: Surroundings) -> Iterable[tuple[str, str]]:
@@ -211,9 +218,11 @@ def _open(alert: Alert, occasion: str, around: Surroundings) -> Iterable[tuple[s
     yield "What", alert.summary
     yield "Where", str(around.place)
     yield "How bad", _how_bad(alert)
+    for name, said in worst(alert.details):
+        yield name.capitalize(), said
     yield "Since", f"{_moment(alert.opened_at)}, {_age(alert, around)} ago; {_times(alert)}"
     yield "Written now", _activity(around.active, alert)
-    yield "Do now", advice.step
+    yield "Do now", to_do(alert)
     yield "correctionId", alert.correction_id or ""
     yield "Look", _command(advice.look, alert)
     yield "Act", _command(advice.act, alert)
@@ -225,7 +234,7 @@ def _open(alert: Alert, occasion: str, around: Surroundings) -> Iterable[tuple[s
 
 def _over(alert: Alert, around: Surroundings) -> Iterable[tuple[str, str]]:
     ended = alert.resolved_at or around.now
-    yield "Over", alert.summary
+    yield "It was", alert.summary
     yield "Where", str(around.place)
     lasted = spoken(ended - alert.opened_at)
     yield "Lasted", f"{lasted}, {_moment(alert.opened_at)} to {_moment(ended)}; {_times(alert)}"
@@ -237,16 +246,67 @@ def _over(alert: Alert, around: Surroundings) -> Iterable[tuple[str, str]]:
 
 
 def _how_bad(alert: Alert) -> str:
-    names = [name for name in _FIRST_DETAILS if name in alert.details]
-    names += [name for name in alert.details if name not in names and name not in _NOT_TOLD]
-    said = [(name, _value(alert.details[name])) for name in names]
-    told = [f"{_words(name)} {value}" for name, value in said if value]
-    return "; ".join(told[:_DETAILS_MOST])
+    return "; ".join(f"{name} {said}" for name, said in numbers(alert.details)[:_DETAILS_MOST])
+
+
+def numbers(details: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What the details of an alert say in words: how bad it is first, then what else a rule tells.
+
+    What stands elsewhere (what to do, the worst places) is not among them.
+    """
+    names = [name for name in _FIRST_DETAILS if name in details]
+    names += [name for name in details if name not in names]
+    unit = _UNITS.get(str(details.get("unit")), "")
+    told = []
+    for name in names:
+        if name in _NOT_TOLD or name in _WORST:
+            continue
+        said = _value(details[name])
+        if said:
+            told.append((_words(name), said + unit if name in _IN_UNITS else said))
+    return told
+
+
+def worst(details: Mapping[str, object], *, most: int = _WORST_MOST) -> list[tuple[str, str]]:
+    """The worst symbols and months, each as its name and how many of its rows are damaged."""
+    told = []
+    for name in _WORST:
+        places = details.get(name)
+        if not isinstance(places, list) or not places:
+            continue
+        rest = f"; and {len(places) - most} more" if len(places) > most else ""
+        told.append((_words(name), "; ".join(map(_place, places[:most])) + rest))
+    return told
+
+
+def _place(place: object) -> str:
+    """EURAUD=X 7,126 of 7,126."""
+    if not isinstance(place, Mapping):
+        return one_line(_scalar(place), _VALUE_MOST)
+    name = next((place[key] for key in ("symbol", "month", "partition") if key in place), None)
+    records = place.get("records")
+    damaged = place.get("damaged")
+    if damaged is None and "missing" in place:
+        damaged = place["missing"] + place.get("mismatched", 0)
+    said = ["(no symbol)" if name is None else str(name)]
+    if damaged:
+        said.append(f"{_scalar(damaged)} of {_scalar(records)}")
+    elif records is not None:
+        said.append(_scalar(records))
+    if place.get("errorCode"):
+        said.append(f"({place['errorCode']})")
+    return " ".join(said)
+
+
+def to_do(alert: Alert) -> str:
+    """The next step: what the failed check itself says, or else that of the type's runbook."""
+    said = alert.details.get(_TO_DO)
+    return said if isinstance(said, str) and said else ADVICE[alert.alert_type].step
 
 
 def _value(value: object) -> str:
     if isinstance(value, Mapping):
-        return _some([f"{name} {_value(part)}" for name, part in value.items()])
+        return _some([f"{_words(str(name))} {_value(part)}" for name, part in value.items()])
     if isinstance(value, list | tuple):
         return _some([_value(part) for part in value])
     return "" if value is None else one_line(_scalar(value), _VALUE_MOST)
@@ -258,8 +318,15 @@ def _scalar(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.2f}".rstrip("0").rstrip(".")
+        return _decimal(value)
     return str(value)
+
+
+def _decimal(value: float) -> str:
+    # A row takes far less than a hundredth of a second.
+    if value and abs(value) < _SMALL:
+        return f"{value:.3g}"
+    return f"{value:,.2f}".rstrip("0").rstrip(".")
 
 
 def _some(parts: list[str]) -> str:

@@ -14,7 +14,8 @@ from psycopg.rows import TupleRow, dict_row
 
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.model.alert import AlertStatus, Severity
-from assetclass_pipeline.model.alert_life import channels_for
+from assetclass_pipeline.model.alert_life import Message, channels_for
+from assetclass_pipeline.monitoring.alert_store import put
 from assetclass_pipeline.monitoring.delivery import event_values
 from assetclass_pipeline.settings import AlertSettings, Settings
 
@@ -104,10 +105,8 @@ def _remind_of(cursor: Cursor[TupleRow], settings: AlertSettings, row: Mapping[s
     cursor.execute(
         query("notification", "raise_level"), {"alert_id": row["id"], "level": reminder.level}
     )
-    cursor.execute(
-        query("notification", "put"),
-        {"alert_id": row["id"], "occasion": occasion, "channels": channels},
-    )
+    messages = [(row["id"], Message(occasion, channel, row["now"])) for channel in channels]
+    put(cursor, messages, row["now"])
     event = "escalated" if reminder.level > alert.level else "reminded"
     details = {"level": reminder.level, "occasion": occasion, "channels": channels}
     cursor.execute(query("notification", "event"), event_values(row["id"], event, details))

@@ -101,8 +101,8 @@ def played(watched: Watched) -> None:
 
     _damage(watched)
     _drag(watched)
-    _begin(watched)
-    watched.came_true(watched.kill_run_worker(), "failed")
+    begun = _begin(watched)
+    watched.came_true(watched.kill_run_worker(begun.run_id), "failed")
     watched.wait_told("failed")
     watched.kill_daemon()
     _damage(watched)

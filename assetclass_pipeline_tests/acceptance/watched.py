@@ -32,6 +32,8 @@ LONGEST = 60.0
 
 # A machine that is busy with other tests is slow, and that is no reason to see nothing.
 _PATIENCE = 150.0
+# Others may run beside it: the health check is scheduled.
+_PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")
 _ALERT = re.compile(r"assetclass alerts (?:ack|show) (\d+)")
 
 
@@ -82,9 +84,13 @@ class Watched:
         [daemon] = [one for one in self._processes() if "dagster._daemon" in one.cmdline()]
         daemon.kill()
 
-    def kill_run_worker(self) -> float:
-        """Kill the process of the one run that was launched; when that was."""
-        [worker] = [one for one in self._processes() if is_run_worker(one)]
+    def kill_run_worker(self, run_id: str | None) -> float:
+        """Kill the process of a run that was launched; when that was."""
+        said = "\n".join(event.message for event in self.pipeline.instance.all_logs(str(run_id)))
+        found = _PROCESS.search(said)
+        assert found is not None, said
+        worker = psutil.Process(int(found[1]))
+        assert is_run_worker(worker)
         worker.kill()
         return time.time()
 

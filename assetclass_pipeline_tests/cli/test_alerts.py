@@ -118,8 +118,8 @@ def test_what_a_rule_found_is_shown_as_text(told: Command, market: Market) -> No
     assert shown.status == 0, shown.explain()
     words = " ".join(shown.out.split())
     for said in (
-        "worstSymbols: [bold]GONE, FB",
-        "qualityScore: 81.5",
+        "worst symbols: [bold]GONE; FB",
+        "quality score: 81.5",
         "by nobody",
         "severity from medium to high",
         "dropped",

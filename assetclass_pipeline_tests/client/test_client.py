@@ -1,9 +1,13 @@
 """The client against the running API: every call, with what it answers and refuses as types."""
 
+import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +19,7 @@ from assetclass_pipeline.api.envelope import render
 from assetclass_pipeline.client import AssetClassClient
 from assetclass_pipeline.client.refusals import _KINDS
 from assetclass_pipeline.database.connections import transaction
+from assetclass_pipeline.engine.operations import active_id
 from assetclass_pipeline.errors import (
     AlertNotFoundError,
     AlreadyRolledBackError,
@@ -41,6 +46,7 @@ from assetclass_pipeline_tests.api.test_operations import take_up
 from assetclass_pipeline_tests.market import Market
 
 ROWS = 60
+PAGE = (Path(__file__).parents[2] / "docs/client.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +247,28 @@ def test_no_error_of_ours_is_unknown_to_the_client() -> None:
         if isinstance(found, type) and issubclass(found, AssetClassError)
     }
     assert codes - _KINDS.keys() == {AssetClassError.code}
+
+
+def test_the_example_of_the_guide_runs_as_written(
+    service: Service,
+    tokens: dict[Role, str],
+    market: Market,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    part = PAGE.split("## The Python client")[1]
+    code, shown = re.findall(r"```(?:python)?\n(.*?)```", part, re.DOTALL)
+    (tmp_path / ".assetclass-token").write_text(tokens[Role.OPERATOR] + "\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with ThreadPoolExecutor(1) as pool, redirect_stdout(io.StringIO()) as said:
+        pool.submit(_take_up_when_asked, market)
+        exec(code.replace("https://prices.example", service.url), {})  # noqa: S102 - our own page
+    assert said.getvalue() == shown
+
+
+def _take_up_when_asked(market: Market) -> None:
+    wait_until(lambda: active_id(market.connection, market.settings) is not None)
+    take_up(market)
 
 
 def test_it_needs_neither_driver_nor_dagster() -> None:

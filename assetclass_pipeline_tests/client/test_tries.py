@@ -154,6 +154,15 @@ def test_nobody_listens() -> None:
         client.status()
 
 
+def test_a_proxy_for_the_outside_is_not_asked_about_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with asking(fine(IDLE), tries=1) as (_, client):
+        assert client.status().is_running is False
+
+
 @pytest.mark.parametrize(
     ("foreign", "says"),
     [

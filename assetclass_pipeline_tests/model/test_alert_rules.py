@@ -515,6 +515,28 @@ def test_the_newest_event_of_a_cause_decides(events: str, standing: str) -> None
     assert found == standing.split()
 
 
+@pytest.mark.parametrize(
+    ("assets", "severity"),
+    [
+        (["integrity_report"], Severity.LOW),
+        (["integrity_report", "quality_report"], Severity.MEDIUM),
+        (["quality_report", "integrity_report"], Severity.MEDIUM),
+        (["integrity_report", "quality_report", "integrity_report"], Severity.MEDIUM),
+    ],
+)
+def test_repeats_of_one_look_are_told_at_once_as_severe_as_they_are(
+    assets: list[str], severity: Severity
+) -> None:
+    found = [
+        finding
+        for asset in assets
+        for finding in judge_check(
+            check(asset, "integrity_at_least_90", is_error=asset == "quality_report"), LIMITS
+        )
+    ]
+    assert [one.weight for one in newest_of_each(found)] == [severity] * len(assets)
+
+
 def test_only_news_is_judged() -> None:
     unresolved = {"open": "incident 1", "events": None}
     findings = [

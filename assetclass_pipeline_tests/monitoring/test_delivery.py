@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from assetclass_pipeline.errors import InvalidOptionsError, NotificationError
+from assetclass_pipeline.errors import InvalidOptionsError, InvalidSettingsError, NotificationError
 from assetclass_pipeline.model.alert import Alert, AlertType, Severity
 from assetclass_pipeline.monitoring.delivery import send_test, wait_after, why_not
 from assetclass_pipeline.settings import load_settings
@@ -176,6 +176,11 @@ def test_a_dead_channel_does_not_hold_up_a_living_one(
     assert receiver.messages[-1].at - begun < 1
     assert another_receiver.requests <= 1, "once it has failed it is left alone"
     another_receiver.stop()
+
+
+def test_a_message_may_not_take_longer_than_a_tick() -> None:
+    with pytest.raises(InvalidSettingsError, match="DELIVERY_TIMEOUT"):
+        load_settings(alerts={"delivery_timeout": 31})
 
 
 def test_no_message_is_begun_after_its_time(outbox: Outbox, receiver: Receiver) -> None:

@@ -18,6 +18,7 @@ from assetclass_pipeline.monitoring.messages import (
     message_of,
     one_line,
     spoken,
+    worst,
 )
 from assetclass_pipeline.settings import Settings, load_settings
 from assetclass_pipeline_tests.monitoring.outbox import an_alert
@@ -231,6 +232,46 @@ def test_numbers_and_limits_stand_before_other_details(settings: Settings) -> No
     }
     message = message_of(an_alert(details=details), "opened", around(settings))
     assert "How bad: value 12.35; limit 10; note any" in message.body.splitlines()
+
+
+def test_the_worst_places_and_what_to_do_have_lines_of_their_own(settings: Settings) -> None:
+    details: dict[str, object] = {
+        "value": 58.46,
+        "limit": 95.0,
+        "unit": "percent",
+        "check": "completeness_at_least_95",
+        "worstSymbols": [
+            {"symbol": f"EUR{n}", "damaged": 7126, "records": 7126 + n} for n in range(7)
+        ],
+        "worstMonths": [{"month": "2012-08-01", "damaged": 905, "records": 951}],
+        "whatToDo": "Look at the worst symbols.",
+    }
+    lines = message_of(an_alert(details=details), "opened", around(settings)).body.splitlines()
+    assert "How bad: value 58.46 %; limit 95 %" in lines
+    assert (
+        "Worst symbols: EUR0 7,126 of 7,126; EUR1 7,126 of 7,127; EUR2 7,126 of 7,128; "
+        "EUR3 7,126 of 7,129; EUR4 7,126 of 7,130; and 2 more" in lines
+    )
+    assert "Worst months: 2012-08-01 905 of 951" in lines
+    assert "Do now: Look at the worst symbols." in lines
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ({"symbol": "FB", "records": 88, "missing": 88, "mismatched": 0}, "FB 88 of 88"),
+        ({"symbol": "EEK", "records": 90, "missing": 0, "mismatched": 0}, "EEK 90"),
+        ({"symbol": None, "records": 3, "missing": 1, "mismatched": 1}, "(no symbol) 2 of 3"),
+        (
+            {"partition": "2024-01", "records": 30, "missing": 4, "mismatched": 1, "orphaned": 9},
+            "2024-01 5 of 30",
+        ),
+        ({"symbol": "BTC", "errorCode": "23514", "records": 45}, "BTC 45 (23514)"),
+        ("EEK", "EEK"),
+    ],
+)
+def test_a_place_as_each_rule_names_it(place: object, said: str) -> None:
+    assert worst({"worstSymbols": [place]}) == [("worst symbols", said)]
 
 
 @pytest.mark.parametrize("alert_type", AlertType)

@@ -32,13 +32,6 @@ RETURNING n.id, n.alert_id, n.occasion, n.channel, n.attempts,
                     AND told.delivered_at IS NOT NULL) AS told_before,
           clock_timestamp() AS now
 
--- name: alert
-SELECT a.id, a.cause, a.alert_type, a.severity, a.status, a.summary, a.details,
-       a.correction_id::text AS correction_id, a.run_id, a.opened_at, a.last_seen_at,
-       a.occurrences, a.times_reopened, a.level, a.notified_at, a.acknowledged_at,
-       a.acknowledged_by, a.snoozed_until, a.resolved_at
-FROM assetclass.alert a WHERE a.id = %(alert_id)s
-
 -- name: delivered
 -- Whoever has sent it says so, even when its lease was over and another process tries again.
 UPDATE assetclass.notification
@@ -108,11 +101,6 @@ WHERE a.status = 'open' AND a.severity = ANY (%(severities)s)
   AND (a.snoozed_until IS NULL OR a.snoozed_until <= clock_timestamp())
 ORDER BY a.id LIMIT %(most)s
 FOR NO KEY UPDATE OF a SKIP LOCKED
-
--- name: put
-INSERT INTO assetclass.notification (alert_id, occasion, channel)
-SELECT %(alert_id)s, %(occasion)s, channel FROM unnest(%(channels)s::text[]) channel
-ON CONFLICT (alert_id, occasion, channel) DO NOTHING
 
 -- name: raise_level
 UPDATE assetclass.alert SET level = %(level)s, notified_at = clock_timestamp()

@@ -7,21 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import dagster as dg
-from psycopg import Connection, Cursor
+from psycopg import Cursor
 from psycopg.rows import TupleRow
 from pydantic.alias_generators import to_camel
 
 from assetclass_pipeline.defs.checks import NOT_COMPUTED
 from assetclass_pipeline.defs.resources import MarketDatabase
-from assetclass_pipeline.defs.sensors.events import Ours, events_after, source_of
-from assetclass_pipeline.defs.sensors.ticks import Answer, watch
+from assetclass_pipeline.defs.sensors.events import Ours, events_after, watch_events
+from assetclass_pipeline.defs.sensors.ticks import Answer
 from assetclass_pipeline.model.alert_rules import CheckFacts, judge_check
 from assetclass_pipeline.monitoring.watching import (
     MOST_EVENTS,
     Batch,
-    Look,
     limits_of,
-    look_through,
 )
 
 ASSET_CHECK_ALERTS: Final = "asset_check_alerts"
@@ -58,19 +56,7 @@ def asset_check_alerts(
         ]
         return Batch(findings, events.position, len(events.records), is_full=events.is_full)
 
-    def look(connection: Connection[TupleRow]) -> Look:
-        found = look_through(
-            connection,
-            database.settings,
-            watcher=ASSET_CHECK_ALERTS,
-            source=source_of(instance),
-            read=read,
-        )
-        # For people only: the truth is in the database, beside the alerts.
-        context.update_cursor(str(found.position))
-        return found
-
-    return watch(database, ASSET_CHECK_ALERTS, look)
+    return watch_events(context, database, ASSET_CHECK_ALERTS, read)
 
 
 def _facts(record: dg.EventLogRecord, ours: Ours) -> CheckFacts | None:

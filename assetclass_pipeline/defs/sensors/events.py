@@ -4,16 +4,20 @@ Belongs here: which events come next, and whose they are. Does not: what they me
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import dagster as dg
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+from psycopg import Connection, Cursor
+from psycopg.rows import TupleRow
 
+from assetclass_pipeline.defs.resources import MarketDatabase
+from assetclass_pipeline.defs.sensors.ticks import Answer, watch
 from assetclass_pipeline.errors import ServicesError
-from assetclass_pipeline.monitoring.watching import FIRST_LOOK_BACK
+from assetclass_pipeline.monitoring.watching import FIRST_LOOK_BACK, Batch, Look, look_through
 
 SETTLED_AFTER: Final = 3.0
 """Seconds that an event must be old.
@@ -91,6 +95,26 @@ def _start(instance: dg.DagsterInstance, types: Sequence[dg.DagsterEventType]) -
         )
     ]
     return max(newest, default=0)
+
+
+def watch_events(
+    context: dg.SensorEvaluationContext,
+    database: MarketDatabase,
+    watcher: str,
+    read: Callable[[Cursor[TupleRow], int | None], Batch],
+) -> Answer:
+    """One tick of a watcher of this instance's events."""
+
+    def look(connection: Connection[TupleRow]) -> Look:
+        source = source_of(context.instance)
+        found = look_through(
+            connection, database.settings, watcher=watcher, source=source, read=read
+        )
+        # For people only: the truth is in the database, beside the alerts.
+        context.update_cursor(str(found.position))
+        return found
+
+    return watch(database, watcher, look)
 
 
 @dataclass(frozen=True)

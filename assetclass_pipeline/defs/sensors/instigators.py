@@ -9,11 +9,11 @@ from collections.abc import Set as AbstractSet
 import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorState, TickStatus
 
+from assetclass_pipeline.defs.failures import innermost
 from assetclass_pipeline.model.alert import Finding
 from assetclass_pipeline.model.alert_rules import TickFacts, judge_tick
 
 _ENDED = [TickStatus.FAILURE, TickStatus.SUCCESS, TickStatus.SKIPPED]
-_LONGEST_MESSAGE = 500
 _TICK = "tick:"
 
 
@@ -65,8 +65,4 @@ def _newest_tick(instance: dg.DagsterInstance, state: InstigatorState) -> TickFa
         return None
     [tick] = ticks
     failed = state.is_running and tick.status is TickStatus.FAILURE
-    error = tick.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    said = error.message.strip().splitlines()[0] if error and error.message.strip() else ""
-    return TickFacts(state.name, tick.tick_id, failed, said[:_LONGEST_MESSAGE] if failed else "")
+    return TickFacts(state.name, tick.tick_id, failed, innermost(tick.error) if failed else "")

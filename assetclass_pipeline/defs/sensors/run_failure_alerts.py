@@ -9,27 +9,30 @@ from typing import Final
 import dagster as dg
 from dagster._core.events import JobFailureData
 from dagster._core.storage.dagster_run import DagsterRun
-from dagster_shared.error import SerializableErrorInfo
-from psycopg import Connection, Cursor
+from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.defs.checks import NOT_COMPUTED
+from assetclass_pipeline.defs.failures import first_line, innermost
 from assetclass_pipeline.defs.resources import MarketDatabase
-from assetclass_pipeline.defs.sensors.events import Events, Ours, events_after, runs_of, source_of
-from assetclass_pipeline.defs.sensors.ticks import Answer, watch
+from assetclass_pipeline.defs.sensors.events import (
+    Events,
+    Ours,
+    events_after,
+    runs_of,
+    watch_events,
+)
+from assetclass_pipeline.defs.sensors.ticks import Answer
 from assetclass_pipeline.model.alert_rules import RunFacts, judge_run
 from assetclass_pipeline.monitoring.watching import (
     MOST_EVENTS,
     Batch,
-    Look,
     explained_runs,
-    look_through,
 )
 
 RUN_FAILURE_ALERTS: Final = "run_failure_alerts"
 _INTERVAL = 10
 _TYPES = (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_SUCCESS)
-_LONGEST_MESSAGE = 500
 
 
 @dg.sensor(
@@ -53,19 +56,7 @@ def run_failure_alerts(
         findings = [finding for one in facts if (finding := judge_run(one)) is not None]
         return Batch(findings, events.position, len(events.records), is_full=events.is_full)
 
-    def look(connection: Connection[TupleRow]) -> Look:
-        found = look_through(
-            connection,
-            database.settings,
-            watcher=RUN_FAILURE_ALERTS,
-            source=source_of(instance),
-            read=read,
-        )
-        # For people only: the truth is in the database, beside the alerts.
-        context.update_cursor(str(found.position))
-        return found
-
-    return watch(database, RUN_FAILURE_ALERTS, look)
+    return watch_events(context, database, RUN_FAILURE_ALERTS, read)
 
 
 def _facts(
@@ -131,22 +122,10 @@ def _message(record: dg.EventLogRecord) -> str:
     failure = event.event_specific_data
     # A run that Dagster gave up, or that never began, has none.
     if not isinstance(failure, JobFailureData):
-        return _short(event.message or "")
+        return first_line(event.message or "")
     if failure.first_step_failure_event is None:
-        return _short(_root(failure.error) or event.message or "")
+        return innermost(failure.error) or first_line(event.message or "")
     step = failure.first_step_failure_event.step_failure_data
     if step.user_failure_data is not None and step.user_failure_data.description:
-        return _short(step.user_failure_data.description)
-    return _short(_root(step.error) or event.message or "")
-
-
-def _root(error: SerializableErrorInfo | None) -> str | None:
-    """The message at the bottom of a chain of errors."""
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return error.message if error else None
-
-
-def _short(message: str) -> str:
-    first_line = next((line for line in message.splitlines() if line.strip()), "")
-    return first_line.strip()[:_LONGEST_MESSAGE]
+        return first_line(step.user_failure_data.description)
+    return innermost(step.error) or first_line(event.message or "")

@@ -121,7 +121,7 @@ def test_another_storage_is_looked_at_anew(watch: Watch, monkeypatch: pytest.Mon
     watch.report()
     watch.tick(SENSOR)
     # Numbers of another storage mean nothing here: it is looked at from its last day on.
-    monkeypatch.setattr(asset_check_alerts, "source_of", lambda _: "another storage")
+    monkeypatch.setattr(events, "source_of", lambda _: "another storage")
     watch.tick(SENSOR)
     assert watch.alerts()[SOUND].occurrences >= 2
     assert {row[1] for row in watch.positions() if row[0] == SENSOR} >= {"another storage"}
