@@ -6,6 +6,8 @@ Belongs here: reading. Does not: claiming an operation (claiming.py), asking som
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -53,7 +55,8 @@ def get_operation(
 ) -> Operation:
     """One operation with its change summary. Raises OperationNotFoundError."""
     chosen = Condition(query("operation", "one"), {"correction_id": as_uuid(correction_id)})
-    found = _show(connection, settings, chosen, most=1)
+    with _snapshot(connection, settings) as cursor:
+        found = _show(cursor, settings, chosen, most=1)
     if not found:
         raise OperationNotFoundError(_NO_SUCH.format(correction_id))
     return found[0]
@@ -79,17 +82,21 @@ def operation_status(
 
     Ended ones are those that changed rows; `include_all` adds dry runs, no-ops and failures.
     """
-    active = _show(connection, settings, Condition(query("operation", "active_one")), most=1)
     ended = Condition(query("operation", "that_ended" if include_all else "that_changed_rows"))
     if older_than is not None:
         ended = Condition(
             query("operation", "older", chosen=ended.text),
             {"than": older_than.requested_at, "than_id": as_uuid(older_than.correction_id)},
         )
+    one_active = Condition(query("operation", "active_one"))
+    # At one moment: what ends just now is in one of both.
+    with _snapshot(connection, settings) as cursor:
+        active = _show(cursor, settings, one_active, most=1)
+        recent = _show(cursor, settings, ended, most=most)
     return OperationStatus(
         is_running=bool(active),
         current_operation=active[0] if active else None,
-        recent_operations=_show(connection, settings, ended, most=most),
+        recent_operations=recent,
     )
 
 
@@ -184,28 +191,35 @@ def as_uuid(correction_id: str) -> UUID:
         raise OperationNotFoundError(_NO_SUCH.format(repr(correction_id[:60]))) from None
 
 
-def _show(
-    connection: Connection[TupleRow], settings: Settings, chosen: Condition, *, most: int
-) -> list[Operation]:
+@contextmanager
+def _snapshot(
+    connection: Connection[TupleRow], settings: Settings
+) -> Iterator[Cursor[dict[str, Any]]]:
     with (
         transaction(connection, settings, read_only=True, snapshot=True),
         connection.cursor(row_factory=dict_row) as cursor,
     ):
-        rows = cursor.execute(
-            query(
-                "operation",
-                "show",
-                chosen=chosen.text,
-                flow=query("operation", "flow"),
-                silence=silence(),
-                is_abandoned=is_abandoned(),
-            ),
-            {**chosen.values, **silence_limits(settings), "most": most},
-        ).fetchall()
-        if not rows:
-            return []
-        ids = [row["correction_id"] for row in rows]
-        lists = {name: _by_operation(cursor, name, ids) for name in _LISTS}
+        yield cursor
+
+
+def _show(
+    cursor: Cursor[dict[str, Any]], settings: Settings, chosen: Condition, *, most: int
+) -> list[Operation]:
+    rows = cursor.execute(
+        query(
+            "operation",
+            "show",
+            chosen=chosen.text,
+            flow=query("operation", "flow"),
+            silence=silence(),
+            is_abandoned=is_abandoned(),
+        ),
+        {**chosen.values, **silence_limits(settings), "most": most},
+    ).fetchall()
+    if not rows:
+        return []
+    ids = [row["correction_id"] for row in rows]
+    lists = {name: _by_operation(cursor, name, ids) for name in _LISTS}
     return [
         _operation(row, {name: lists[name][row["correction_id"]] for name in _LISTS})
         for row in rows

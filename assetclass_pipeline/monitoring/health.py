@@ -122,14 +122,21 @@ class CachedHealth:
         self._lock = threading.Lock()
         self._latest: tuple[float, Health] | None = None
 
+    def at_once(self) -> Health | None:
+        """The latest health; None when it is too old. Takes no time."""
+        health, age = self._known()
+        if health is None or age >= self._max_age:
+            return None
+        # Renewed before it is too old, by nobody who waits for it.
+        if age > self._max_age / 2 and self._lock.acquire(blocking=False):
+            threading.Thread(target=self._check_and_release, daemon=True).start()
+        return health
+
     def now(self) -> Health:
         """The latest health; who finds it too old gets the result of the check under way."""
-        health, age = self._known()
-        if health is not None and age < self._max_age:
-            # Renewed before it is too old, by nobody who waits for it.
-            if age > self._max_age / 2 and self._lock.acquire(blocking=False):
-                threading.Thread(target=self._check_and_release, daemon=True).start()
-            return health
+        found = self.at_once()
+        if found is not None:
+            return found
         with self._lock:
             health, age = self._known()
             return health if health is not None and age < self._max_age else self._check()

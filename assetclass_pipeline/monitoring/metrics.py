@@ -118,6 +118,12 @@ class CachedMetrics:
         self._known: tuple[float, Metrics] | None = None
         self._flight: Future[Metrics] | None = None
 
+    def at_once(self) -> Metrics | None:
+        """The metrics that are known; None when they are too old. Takes no time."""
+        known = self._known
+        fresh = known is not None and time.monotonic() - known[0] < self._longest_age
+        return known[1] if known is not None and fresh else None
+
     def get(self) -> Metrics:
         """The metrics. Raises what `read` raises; an error is not kept."""
         with self._guard:

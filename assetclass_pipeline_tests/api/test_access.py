@@ -281,7 +281,9 @@ def test_refusals_are_recorded_and_a_flood_of_them_is_counted(market: Market) ->
             service.ask("GET", ROW, "act_wrong", headers={"X-Correlation-ID": "flood"})
         assert service.ask("POST", "own?by=x", viewer).status_code == 403
     recorded = audit_entries(market.dsn, "call_api")[before:]
-    of_unknown = [entry for entry in recorded if entry["actor"] == "(unauthenticated)"]
+    # Another server may just have written what it had counted before.
+    of_flood = [entry for entry in recorded if entry["correlation_id"] == "flood"]
+    of_unknown = [entry for entry in of_flood if entry["actor"] == "(unauthenticated)"]
     assert 1 <= len(of_unknown) <= 3
     assert sum(entry["parameters"].get("times", 1) for entry in of_unknown) == 15
     assert of_unknown[0]["outcome"] == "UNAUTHORIZED"

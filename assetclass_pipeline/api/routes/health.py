@@ -42,10 +42,14 @@ async def _caller_if_any(request: Request) -> Caller | None:
     response_model=Envelope[ShownHealth],
     responses={503: {"model": Envelope[ShownHealth], "description": "Something fails"}},
 )
-def health(request: Request, caller: Annotated[Caller | None, Depends(_caller_if_any)]) -> Response:
+async def health(
+    request: Request, caller: Annotated[Caller | None, Depends(_caller_if_any)]
+) -> Response:
     """Whether all that corrections need is there; which part fails only callers are told."""
     watch: Watch = request.app.state.watch
-    found = watch.health.now()
+    found = watch.health.at_once()
+    if found is None:
+        found = await anyio.to_thread.run_sync(watch.health.now)
     shown = ShownHealth(
         is_healthy=found.is_healthy,
         checked_at=found.checked_at,

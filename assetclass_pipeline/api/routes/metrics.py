@@ -5,6 +5,7 @@ Belongs here: which of both forms is wanted. Does not: the numbers.
 
 from typing import Annotated, Literal
 
+import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from assetclass_pipeline.api.access import Caller, require
@@ -29,7 +30,7 @@ _AS_TEXT = {CONTENT_TYPE: {"schema": {"type": "string"}}}
     response_model=Envelope[Metrics],
     responses={200: {"content": _AS_TEXT, "description": "JSON, or Prometheus's text"}},
 )
-def metrics(
+async def metrics(
     request: Request,
     _: Annotated[Caller, require(Role.VIEWER)],
     form: Annotated[
@@ -40,8 +41,12 @@ def metrics(
     """How operations went, how good the data are, which limits are not met."""
     watch: Watch = request.app.state.watch
     if form == "prometheus" or (form is None and _wants_text(request)):
-        return Response(watch.exposition(), media_type=CONTENT_TYPE)
-    return answer(request, watch.metrics.get())
+        text = await anyio.to_thread.run_sync(watch.exposition)
+        return Response(text, media_type=CONTENT_TYPE)
+    found = watch.metrics.at_once()
+    if found is None:
+        found = await anyio.to_thread.run_sync(watch.metrics.get)
+    return answer(request, found)
 
 
 def _scraper(request: Request) -> None:
