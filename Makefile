@@ -10,7 +10,7 @@ SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks deploy setup
 .PHONY: help setup demo test faults conformance check format up bench lock clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(READY)  ## .venv with every dependency at its locked version
 
