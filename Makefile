@@ -32,10 +32,10 @@ up: $(READY)  ## webserver, daemon, API and database; Ctrl-C stops them all
 	@$(BIN)/assetclass up
 
 test: $(READY)  ## all tests, on real PostgreSQL
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(WORKERS)
 
 faults: $(READY)  ## every fault with all its tries, and what became of the rows
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --fault-tries full \
+	@$(BIN)/python -m pytest -n $(WORKERS) --fault-tries full \
 		assetclass_pipeline_tests/faults
 
 conformance: $(READY)  ## thousands of cases of the OpenAPI document, by every role

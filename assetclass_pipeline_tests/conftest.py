@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 from psycopg import sql
+from xdist.remote import Producer
 
 from assetclass_pipeline.database.embedded import (
     Binaries,
@@ -20,6 +21,7 @@ from assetclass_pipeline.database.embedded import (
 )
 from assetclass_pipeline_tests.acceptance import alert_table
 from assetclass_pipeline_tests.api import case_count
+from assetclass_pipeline_tests.distribution import SharedServices
 from assetclass_pipeline_tests.faults import fault_table
 from assetclass_pipeline_tests.receiver import (  # noqa: F401 - fixtures
     another_receiver,
@@ -43,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options that say how much is tried."""
     fault_table.add_option(parser)
     case_count.add_option(parser)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SharedServices:
+    """How tests are dealt out to the processes."""
+    return SharedServices(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,7 +9,6 @@ from assetclass_pipeline_tests.acceptance.watched import Story, Watched
 
 pytestmark = [
     pytest.mark.dagster_services,
-    pytest.mark.xdist_group("acceptance"),
     pytest.mark.timeout(600),
 ]
 

@@ -18,7 +18,6 @@ from assetclass_pipeline_tests.cli.test_supervisor import wait_until
 
 pytestmark = [
     pytest.mark.dagster_services,
-    pytest.mark.xdist_group("acceptance"),
     pytest.mark.timeout(600),
 ]
 

@@ -14,7 +14,6 @@ from assetclass_pipeline_tests.acceptance.watched_definitions import OBSTACLE
 
 pytestmark = [
     pytest.mark.dagster_services,
-    pytest.mark.xdist_group("acceptance"),
     pytest.mark.timeout(600),
 ]
 

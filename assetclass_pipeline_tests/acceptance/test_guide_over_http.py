@@ -30,7 +30,7 @@ from assetclass_pipeline_tests.market import Market, open_market
 ROWS = 400
 PATIENCE = 120.0
 
-pytestmark = [pytest.mark.dagster_services, pytest.mark.xdist_group("acceptance")]
+pytestmark = pytest.mark.dagster_services
 
 
 @dataclass(frozen=True)
