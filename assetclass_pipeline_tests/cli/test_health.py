@@ -1,5 +1,7 @@
 """`assetclass health | doctor`: documents, tables, exit status, and what they leave alone."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,8 @@ def test_doctor_without_a_database_goes_on(tmp_path: Path) -> None:
 
 
 def test_definitions_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the definitions of these tests are, for the process that loads them.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setattr(health, "_DEFINITIONS", "assetclass_pipeline_tests.cli.broken_definitions")
     finding = health._load_definitions()
     assert finding.verdict is Verdict.TROUBLE
