@@ -6,10 +6,9 @@ caller proves who it is (authentication.py).
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import anyio.to_thread
-from fastapi import Depends, Request
+from fastapi import Request, params
 
 from assetclass_pipeline.api.authentication import Authenticator, Caller
 from assetclass_pipeline.errors import ForbiddenError
@@ -63,12 +62,12 @@ class _Required:
         return caller
 
 
-def require(least: Role) -> Any:  # noqa: ANN401 - what Annotated takes
+def require(least: Role) -> params.Depends:
     """For `Annotated[Caller, require(Role.VIEWER)]`: the caller, who has this role or a higher one.
 
     Raises UnauthorizedError, ForbiddenError, TooManyRequestsError, DatabaseUnavailableError.
     """
-    return Depends(_Required(least))
+    return params.Depends(_Required(least))
 
 
 def require_own(request: Request, caller: Caller, requested_by: str, what: str) -> None:

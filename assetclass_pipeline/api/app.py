@@ -61,6 +61,14 @@ _SPARE_THREADS = 10
 _RENDERED = (AssetClassError, RequestValidationError, HTTPException, psycopg.Error)
 
 
+class _Described(FastAPI):
+    """An application whose document is ours."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The whole document, made once."""
+        return openapi.describe(self, BASE_PATH)
+
+
 def create_app(
     settings: Settings,
     dsn: str,
@@ -73,7 +81,7 @@ def create_app(
     limits = Limits(settings.api)
     refusals = Refusals(connections)
     provider = None if settings.api.oidc is None else Oidc(settings.api.oidc)
-    app = FastAPI(
+    app = _Described(
         title="AssetClass pipeline",
         version=__version__,
         summary="Measures, corrects, proves and undoes asset_class values",
@@ -93,7 +101,6 @@ def create_app(
         app.include_router(router, prefix=BASE_PATH, responses=openapi.REFUSALS)
     for page in pages:
         app.include_router(page, responses=openapi.REFUSALS)
-    app.openapi = lambda: openapi.describe(app, BASE_PATH)  # type: ignore[method-assign] # as documented
     # The last one added is the outermost.
     app.add_middleware(Bodies, limit=settings.api.body_limit, timeout=settings.api.read_timeout)
     if settings.api.cors_origins:

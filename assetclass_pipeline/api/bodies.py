@@ -97,14 +97,14 @@ def require_json_type(content_type: str) -> None:
         )
 
 
-def read_strictly(body: bytes) -> Any:  # noqa: ANN401 - JSON
+def read_strictly(body: bytes) -> object:
     """The JSON document. Raises InvalidOptionsError for what is no JSON or cannot be meant.
 
     Each name once in its object; numbers that a float can hold; no NUL and no half of a surrogate
     pair, which no text of the database can hold; at most 32 levels deep.
     """
     try:
-        content = json.loads(
+        content: object = json.loads(
             body.decode(),
             object_pairs_hook=_without_repeats,
             parse_constant=_no_such_number,
@@ -140,12 +140,12 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _require_plain(content: Any) -> None:  # noqa: ANN401 - JSON
+def _require_plain(content: object) -> None:
     level = [content]
     for _ in range(_DEEPEST):
         if not level:
             return
-        below: list[Any] = []
+        below: list[object] = []
         for value in level:
             if isinstance(value, dict):
                 below += [*value.keys(), *value.values()]

@@ -75,7 +75,7 @@ class Framing:
         except asyncio.CancelledError:
             answered.outcome = "cancelled"
             raise
-        except Exception as error:  # noqa: BLE001 - the last resort: logged here, told to nobody
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers get an envelope
             _LOG.exception("unexpected error")
             await answered.refuse(scope, receive, render(error))
         finally:

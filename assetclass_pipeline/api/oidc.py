@@ -36,7 +36,7 @@ class _Keys(PyJWKClient):
 
     _away_until = 0.0
 
-    def fetch_data(self) -> Any:  # noqa: ANN401 - as it is declared
+    def fetch_data(self) -> object:
         """As the library's. Raises PyJWKClientConnectionError."""
         if time.monotonic() < self._away_until:
             raise PyJWKClientConnectionError("it was away a moment ago")

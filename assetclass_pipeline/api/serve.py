@@ -10,7 +10,7 @@ import socket
 import uuid
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -98,9 +98,10 @@ class _Protocol(H11Protocol):
     seconds_for_head = 10.0
     _cut: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as its base
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The first head is awaited."""
-        super().connection_made(transport)
+        # The server's own class asks for the kind of transport that every TCP connection has.
+        super().connection_made(cast("asyncio.Transport", transport))
         self._await_head()
 
     def data_received(self, data: bytes) -> None:

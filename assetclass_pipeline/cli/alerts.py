@@ -4,8 +4,6 @@ Belongs here: parsing, asking the alert store, printing what it answers. Does no
 people (alert_presentation.py), and tests of channels (alert_test.py).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -17,14 +15,13 @@ from assetclass_pipeline.cli import alert_presentation as shown
 from assetclass_pipeline.cli.alert_test import send_test_message
 from assetclass_pipeline.cli.pipeline import open_pipeline
 from assetclass_pipeline.cli.presentation import document, for_people, print_document, print_model
+from assetclass_pipeline.cli.records import open_records
 from assetclass_pipeline.cli.user import this_user
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.alert import AlertType
 from assetclass_pipeline.model.moments import parse_moment, parse_span
 from assetclass_pipeline.monitoring import alert_store
-from assetclass_pipeline.settings import Settings, load_settings
+from assetclass_pipeline.settings import Settings
 
 AlertId = Annotated[int, typer.Argument(help="The alert's number.", metavar="ID")]
 AsJson = Annotated[
@@ -43,17 +40,6 @@ Until = Annotated[
 
 app = typer.Typer()
 maintenance = typer.Typer()
-
-
-@contextmanager
-def _store(purpose: str) -> Iterator[tuple[Connection[TupleRow], Settings]]:
-    settings = load_settings()
-    with (
-        open_database(settings) as dsn,
-        connect(dsn, settings, purpose=purpose) as connection,
-    ):
-        schema.require_schema(connection)
-        yield connection, settings
 
 
 @app.callback(invoke_without_command=True)
@@ -82,7 +68,7 @@ def list_(
 @app.command()
 def show(alert_id: AlertId, as_json: AsJson = False) -> None:
     """Show one alert: how bad, since when, who was told, what to do."""
-    with _store("alerts show") as (connection, settings):
+    with open_records("alerts show") as (connection, settings, _):
         history = alert_store.alert_history(connection, settings, alert_id)
     if as_json:
         print_model(history)
@@ -119,7 +105,7 @@ def snooze(
 ) -> None:
     """Let nobody be told of an alert for a while; it stays open."""
     ends_at = _end(lasts, until)
-    with _store("alerts snooze") as (connection, settings):
+    with open_records("alerts snooze") as (connection, settings, _):
         asleep = alert_store.snooze(connection, settings, alert_id, until=ends_at, by=this_user())
     if as_json:
         print_model(asleep)
@@ -161,7 +147,7 @@ def start(
     """
     ends_at = _end(lasts, until)
     chosen = [_type(said) for said in types or []] or None
-    with _store("alerts maintenance") as (connection, settings):
+    with open_records("alerts maintenance") as (connection, settings, _):
         window = alert_store.open_window(
             connection,
             settings,
@@ -188,7 +174,7 @@ def list_windows(
     as_json: AsJson = False,
 ) -> None:
     """Show maintenance windows that are not over."""
-    with _store("alerts maintenance") as (connection, settings):
+    with open_records("alerts maintenance") as (connection, settings, _):
         found = alert_store.windows(connection, settings, include_ended=every)
     if as_json:
         print_document({"windows": [document(window) for window in found]})
@@ -205,7 +191,7 @@ def end(
     as_json: AsJson = False,
 ) -> None:
     """End a maintenance window now; what waited for its end is told."""
-    with _store("alerts maintenance") as (connection, settings):
+    with open_records("alerts maintenance") as (connection, settings, _):
         chosen = _only_window(connection, settings) if window_id is None else window_id
         ended = alert_store.end_window(connection, settings, chosen, by=this_user())
     if as_json:

@@ -11,9 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, TextIO
 
-import psycopg
 import typer
-from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import audit_presentation
 from assetclass_pipeline.cli.pipeline import open_pipeline
@@ -24,14 +22,12 @@ from assetclass_pipeline.cli.presentation import (
     print_document,
     print_model,
 )
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import connect, open_database
+from assetclass_pipeline.cli.records import open_records
 from assetclass_pipeline.engine import audit
 from assetclass_pipeline.engine.audit_export import ExportFormat, write_entries
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.audit import Head
 from assetclass_pipeline.model.moments import parse_moment
-from assetclass_pipeline.settings import Settings, load_settings
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")
@@ -72,17 +68,6 @@ def _audit(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-@contextmanager
-def _open(purpose: str) -> Iterator[tuple[psycopg.Connection[TupleRow], Settings]]:
-    settings = load_settings()
-    with (
-        open_database(settings) as dsn,
-        connect(dsn, settings, purpose=purpose) as connection,
-    ):
-        schema.require_schema(connection)
-        yield connection, settings
-
-
 @app.command()
 def log(
     *,
@@ -96,7 +81,7 @@ def log(
 ) -> None:
     """Show the newest entries of the audit log."""
     chosen = _filter(since, until, actor, action, operation)
-    with _open("audit log") as (connection, settings):
+    with open_records("audit log") as (connection, settings, _):
         found = audit.newest_entries(connection, settings, chosen, most=limit)
     if as_json:
         print_document({"entries": [document(entry) for entry in found]})
@@ -123,7 +108,7 @@ def verify(
     is it seen that the end of the log was cut off, or all of it written anew.
     """
     noted = None if head is None else Head.parse(head)
-    with _open("audit verify") as (connection, settings):
+    with open_records("audit verify") as (connection, settings, _):
         found = audit.verify(connection, settings, noted)
     if as_json:
         shown = str(found.head) if found.head else None
@@ -156,7 +141,7 @@ def export(
         )
     chosen = _filter(since, until, actor, action, operation)
     with (
-        _open("audit export") as (connection, settings),
+        open_records("audit export") as (connection, settings, _),
         _opened(out) as stream,
         audit.all_entries(connection, settings, chosen) as found,
     ):

@@ -5,20 +5,15 @@ Belongs here: parsing, calling the engine, printing what it answers. Does not: h
 people (backup_presentation.py).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from psycopg import Connection
-from psycopg.rows import TupleRow
 
 from assetclass_pipeline.cli import backup_presentation as shown
 from assetclass_pipeline.cli.exit_status import FAILED
 from assetclass_pipeline.cli.presentation import document, for_people, print_document, print_model
+from assetclass_pipeline.cli.records import open_records
 from assetclass_pipeline.cli.user import this_user
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.engine import backups
 from assetclass_pipeline.engine.archive_restore import restore_archive
 from assetclass_pipeline.engine.backup_cleanup import clean_up
@@ -26,7 +21,6 @@ from assetclass_pipeline.engine.backup_verification import verify_all, verify_ba
 from assetclass_pipeline.engine.recovery_drill import drill_recovery
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.backup import VerificationReport
-from assetclass_pipeline.settings import Settings, load_settings
 
 OperationId = Annotated[str, typer.Argument(help="The operation that made it.", metavar="ID")]
 AsJson = Annotated[
@@ -34,17 +28,6 @@ AsJson = Annotated[
 ]
 
 app = typer.Typer()
-
-
-@contextmanager
-def _database(purpose: str) -> Iterator[tuple[Connection[TupleRow], Settings, str]]:
-    settings = load_settings()
-    with (
-        open_database(settings) as dsn,
-        connect(dsn, settings, purpose=purpose) as connection,
-    ):
-        schema.require_schema(connection)
-        yield connection, settings, dsn
 
 
 @app.callback(invoke_without_command=True)
@@ -57,7 +40,7 @@ def _backups(context: typer.Context) -> None:
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Show every backup table, what keeps it, and tables that only look like one."""
-    with _database("backups list") as (connection, settings, _):
+    with open_records("backups list") as (connection, settings, _):
         found = backups.list_backups(connection, settings)
     if as_json:
         print_model(found)
@@ -80,7 +63,7 @@ def verify(
     """
     if every is (correction_id is not None):
         raise InvalidOptionsError("Name one operation, or say --all for every backup.")
-    with _database("backups verify") as (connection, settings, _):
+    with open_records("backups verify") as (connection, settings, _):
         if correction_id is None:
             report = verify_all(connection, settings, by=this_user())
         else:
@@ -104,14 +87,16 @@ def cleanup(
     """Archive and drop backups that are expired, proved, and neither held nor needed.
 
     Each one that is kept is named with its reason. Tables that look like backups and are not in the
-    registry are reported, never dropped.
+    registry are reported, never dropped. Exit status 1 when one that should go could not.
     """
-    with _database("backups cleanup") as (connection, settings, _):
+    with open_records("backups cleanup") as (connection, settings, _):
         report = clean_up(connection, settings, by=this_user(), dry_run=dry_run)
     if as_json:
         print_model(report)
     else:
         shown.show_cleanup(for_people(), report)
+    if any(kept.failed for kept in report.kept):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -125,7 +110,7 @@ def hold(
     """Keep a backup beyond its retention until it is released."""
     if not reason.strip():
         raise InvalidOptionsError("--reason: say why the backup must stay.")
-    with _database("backups hold") as (connection, settings, _):
+    with open_records("backups hold") as (connection, settings, _):
         held = backups.hold(connection, settings, correction_id, by=this_user(), reason=reason)
     if as_json:
         print_model(held)
@@ -140,7 +125,7 @@ def hold(
 @app.command()
 def release(correction_id: OperationId, as_json: AsJson = False) -> None:
     """Let a held backup expire again."""
-    with _database("backups release") as (connection, settings, _):
+    with open_records("backups release") as (connection, settings, _):
         released = backups.release(connection, settings, correction_id, by=this_user())
     if as_json:
         print_model(released)
@@ -163,7 +148,7 @@ def drill(
 
     The market table is only read, and the copy is dropped whatever happens.
     """
-    with _database("backups drill") as (_, settings, dsn):
+    with open_records("backups drill") as (_, settings, dsn):
         report = drill_recovery(dsn, settings, by=this_user(), correction_id=correction_id)
     if as_json:
         print_document({"drill": None if report is None else document(report)})
@@ -178,7 +163,7 @@ def restore_archive_(correction_id: OperationId, as_json: AsJson = False) -> Non
     It stands in the schema assetclass; the operators' guide's restore works on it. No market row is
     changed.
     """
-    with _database("backups restore-archive") as (connection, settings, _):
+    with open_records("backups restore-archive") as (connection, settings, _):
         restored = restore_archive(connection, settings, correction_id, by=this_user())
     if as_json:
         print_model(restored)

@@ -60,6 +60,8 @@ from assetclass_pipeline.model.row_history import RowHistory
 from assetclass_pipeline.model.tuning import Tuning
 from assetclass_pipeline.model.validation import Validation
 from assetclass_pipeline.monitoring import alert_store
+from assetclass_pipeline.monitoring.exposition import exposition
+from assetclass_pipeline.monitoring.metrics import collect
 from assetclass_pipeline.settings import Settings
 
 _Connection = psycopg.Connection[TupleRow]
@@ -241,22 +243,17 @@ class LocalPipeline:
 
     def health(self) -> Health:
         """Whether all is well; starts nothing."""
-        # Here, not above: it needs Dagster, which takes seconds to import.
-        from assetclass_pipeline.defs.health import health_of  # noqa: PLC0415 - slow
+        from assetclass_pipeline.defs.health import health_of  # noqa: PLC0415 - Dagster takes seconds
 
         return health_of(self._settings)
 
     def metrics(self) -> Metrics:
         """How operations went, how good the data are."""
-        from assetclass_pipeline.monitoring.metrics import collect  # noqa: PLC0415 - rarely needed
-
         with self._records("metrics") as connection:
             return collect(connection, self._settings)
 
     def metrics_text(self) -> str:
         """The same as Prometheus reads them."""
-        from assetclass_pipeline.monitoring.exposition import exposition  # noqa: PLC0415 - as above
-
         return exposition(self.metrics()).decode()
 
     def alerts(

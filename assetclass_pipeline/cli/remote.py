@@ -151,7 +151,7 @@ def refuse_what_has_no_call(command: str, arguments: Sequence[str]) -> None:
     if has_call or _HELP & {*arguments}:
         return
     # Here, not above: it is slow, and most commands never get here.
-    from assetclass_pipeline.settings import load_settings  # noqa: PLC0415
+    from assetclass_pipeline.settings import load_settings  # noqa: PLC0415 - see above
 
     remote = chosen(load_settings())
     if remote is None:

@@ -4,21 +4,16 @@ Belongs here: parsing, where a page goes, the few lines that people see. Does no
 how a page looks.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from psycopg import Connection
-from psycopg.rows import TupleRow
 from rich.text import Text
 
 from assetclass_pipeline.cli.exit_status import FAILED
 from assetclass_pipeline.cli.presentation import aside, bullets, for_people, print_model
+from assetclass_pipeline.cli.records import open_records
 from assetclass_pipeline.cli.user import this_user
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.model.moments import parse_moment
 from assetclass_pipeline.reports.audit import audit_report
@@ -28,7 +23,7 @@ from assetclass_pipeline.reports.key_numbers import key_numbers, remarks
 from assetclass_pipeline.reports.pages import Report
 from assetclass_pipeline.reports.performance import performance_report
 from assetclass_pipeline.reports.quality import quality_report
-from assetclass_pipeline.settings import Settings, load_settings
+from assetclass_pipeline.settings import Settings
 
 Since = Annotated[
     str | None,
@@ -64,7 +59,7 @@ def _report(context: typer.Context) -> None:
 def performance(since: Since = None, out: Out = None, as_json: AsJson = False) -> None:
     """How operations fared in the last seven days, beside the four weeks before."""
     begin = parse_moment("--since", since)
-    with _database("performance report") as (connection, settings):
+    with open_records("performance report") as (connection, settings, _):
         report = performance_report(connection, settings, since=begin)
     _hand_over(report, settings, out, as_json=as_json)
 
@@ -76,7 +71,7 @@ def audit(since: Since = None, out: Out = None, as_json: AsJson = False) -> None
     Exit status 1 when the audit log was tampered with; the report is written all the same.
     """
     begin = parse_moment("--since", since)
-    with _database("audit report") as (connection, settings):
+    with open_records("audit report") as (connection, settings, _):
         tables = inspect_market_tables(connection, settings, for_writing=False)
         report = audit_report(connection, tables, settings, since=begin, by=this_user())
     _hand_over(report, settings, out, as_json=as_json)
@@ -88,7 +83,7 @@ def audit(since: Since = None, out: Out = None, as_json: AsJson = False) -> None
 def capacity(since: Since = None, out: Out = None, as_json: AsJson = False) -> None:
     """Growth of a year, sizes now, and where both lead."""
     begin = parse_moment("--since", since)
-    with _database("capacity report") as (connection, settings):
+    with open_records("capacity report") as (connection, settings, _):
         tables = inspect_market_tables(connection, settings, for_writing=False)
         report = capacity_report(connection, tables, settings, since=begin)
     _hand_over(report, settings, out, as_json=as_json)
@@ -97,20 +92,9 @@ def capacity(since: Since = None, out: Out = None, as_json: AsJson = False) -> N
 @app.command()
 def quality(out: Out = None, as_json: AsJson = False) -> None:
     """The latest measurement as it was stored; nothing is measured."""
-    with _database("quality report") as (connection, settings):
+    with open_records("quality report") as (connection, settings, _):
         report = quality_report(connection, settings)
     _hand_over(report, settings, out, as_json=as_json)
-
-
-@contextmanager
-def _database(purpose: str) -> Iterator[tuple[Connection[TupleRow], Settings]]:
-    settings = load_settings()
-    with (
-        open_database(settings) as dsn,
-        connect(dsn, settings, purpose=purpose) as connection,
-    ):
-        schema.require_schema(connection)
-        yield connection, settings
 
 
 def _hand_over(report: Report, settings: Settings, out: Path | None, *, as_json: bool) -> None:

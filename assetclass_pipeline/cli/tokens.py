@@ -4,14 +4,10 @@ Belongs here: parsing, calling the engine, showing tokens. Does not: what a role
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-import psycopg
 import typer
-from psycopg.rows import TupleRow
 from rich.text import Text
 
 from assetclass_pipeline.cli.presentation import (
@@ -22,13 +18,11 @@ from assetclass_pipeline.cli.presentation import (
     print_model,
     table,
 )
+from assetclass_pipeline.cli.records import open_records
 from assetclass_pipeline.cli.user import this_user
-from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import connect, open_database
 from assetclass_pipeline.engine.tokens import create_token, list_tokens, revoke_token
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.token import Role, Token
-from assetclass_pipeline.settings import Settings, load_settings
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")
@@ -45,17 +39,6 @@ def _tokens(context: typer.Context) -> None:
     """Who may call the REST API, and with which role."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-@contextmanager
-def _open(purpose: str) -> Iterator[tuple[psycopg.Connection[TupleRow], Settings]]:
-    settings = load_settings()
-    with (
-        open_database(settings) as dsn,
-        connect(dsn, settings, purpose=purpose) as connection,
-    ):
-        schema.require_schema(connection)
-        yield connection, settings
 
 
 @app.command()
@@ -76,7 +59,7 @@ def create(
 ) -> None:
     """Make a token and show it, this once: only its hash is stored."""
     lifetime = _lifetime(expires)
-    with _open("tokens create") as (connection, settings):
+    with open_records("tokens create") as (connection, settings, _):
         secret, token = create_token(
             connection, settings, name=name, role=role, lifetime=lifetime, by=this_user()
         )
@@ -96,7 +79,7 @@ def create(
 @app.command("list")
 def list_all(*, as_json: AsJson = False) -> None:
     """Show all tokens, those in use first; never their secrets."""
-    with _open("tokens list") as (connection, settings):
+    with open_records("tokens list") as (connection, settings, _):
         found = list_tokens(connection, settings)
     if as_json:
         print_document({"tokens": [document(token) for token in found]})
@@ -123,7 +106,7 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Let a token open nothing any more, a second later."""
-    with _open("tokens revoke") as (connection, settings):
+    with open_records("tokens revoke") as (connection, settings, _):
         token = revoke_token(connection, settings, name, by=this_user())
     if as_json:
         print_model(token)

@@ -77,7 +77,7 @@ def line_plot(
         moments = list(ahead.moments)
         if band is not None:
             axes.fill_between(
-                moments,  # type: ignore[arg-type]
+                moments,  # type: ignore[arg-type] # its stubs know numbers only
                 list(band[0]),
                 list(band[1]),
                 color=_LINES[0],
@@ -85,7 +85,7 @@ def line_plot(
                 linewidth=0,
             )
         axes.plot(
-            moments,  # type: ignore[arg-type]
+            moments,  # type: ignore[arg-type] # its stubs know numbers only
             list(ahead.values),
             color=_LINES[0],
             linestyle="--",
@@ -128,17 +128,17 @@ def _figure(inches: tuple[float, float]) -> "tuple[Figure, Axes]":
 
 
 def _over_time(axes: "Axes") -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415 - see above
 
-    locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
+    locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call] # it has no types
     axes.xaxis.set_major_locator(locator)
-    shown = ConciseDateFormatter(locator, show_offset=False)  # type: ignore[no-untyped-call]
+    shown = ConciseDateFormatter(locator, show_offset=False)  # type: ignore[no-untyped-call] # it has no types
     axes.xaxis.set_major_formatter(shown)
 
 
 def _svg(figure: "Figure", axes: "Axes", unit: str) -> str:
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator  # noqa: PLC0415
+    from matplotlib import rc_context  # noqa: PLC0415 - see above
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator  # noqa: PLC0415 - see above
 
     if not isinstance(axes.yaxis.get_major_locator(), FixedLocator):
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))

@@ -78,7 +78,7 @@ async def preview(
 async def validate(
     request: Request,
     _: Annotated[Caller, require(Role.OPERATOR)],
-    body: Annotated[Nothing | None, Body()] = None,  # noqa: ARG001 - an empty object is fine
+    _body: Annotated[Nothing | None, Body()] = None,
 ) -> Response:
     """Whether every threshold is met now, by a fresh scan; what is wrong, with samples."""
     settings: Settings = request.app.state.settings
