@@ -1,5 +1,6 @@
 """`assetclass backups ...` as people and scripts call it."""
 
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -110,6 +111,20 @@ def test_cleanup(assetclass: Command, market: Market, corrected: str) -> None:
     assert restored.status == 0, restored.explain()
     assert "holds 60 rows" in restored.out
     assert assetclass("backups", "verify", "--all", "--json").document["passed"] is True
+
+
+def test_cleanup_that_cannot_archive_says_so_by_its_exit_status(
+    assetclass: Command, market: Market, corrected: str, tmp_path: Path
+) -> None:
+    market.execute("UPDATE assetclass.backup SET expires_at = now() - interval '1 s'")
+    in_the_way = tmp_path / "archive"
+    in_the_way.write_text("no directory", encoding="utf-8")
+    assetclass.settings["ASSETCLASS_ARCHIVE_DIRECTORY"] = str(in_the_way)
+    stayed = assetclass("backups", "cleanup", "--json")
+    assert stayed.status == 1, stayed.explain()
+    (kept,) = stayed.document["kept"]
+    assert (kept["correctionId"], kept["failed"]) == (corrected, True)
+    assert len(market.backup_tables()) == 1
 
 
 def test_drill(assetclass: Command, market: Market) -> None:
