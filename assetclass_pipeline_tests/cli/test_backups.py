@@ -119,8 +119,8 @@ def test_cleanup_that_cannot_archive_says_so_by_its_exit_status(
     market.execute("UPDATE assetclass.backup SET expires_at = now() - interval '1 s'")
     in_the_way = tmp_path / "archive"
     in_the_way.write_text("no directory", encoding="utf-8")
-    assetclass.settings["ASSETCLASS_ARCHIVE_DIRECTORY"] = str(in_the_way)
-    stayed = assetclass("backups", "cleanup", "--json")
+    there = {"ASSETCLASS_ARCHIVE_DIRECTORY": str(in_the_way)}
+    stayed = Command({**assetclass.settings, **there})("backups", "cleanup", "--json")
     assert stayed.status == 1, stayed.explain()
     (kept,) = stayed.document["kept"]
     assert (kept["correctionId"], kept["failed"]) == (corrected, True)
