@@ -24,7 +24,7 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.settings import Settings
 
 SETTINGS = Settings()
-NEWEST = "0009"
+NEWEST = "0010"
 TABLES = {
     "alembic_version",
     "alert",
@@ -122,7 +122,7 @@ def test_status_of_an_empty_database(database_url: str) -> None:
     assert found == schema.SchemaStatus(
         current=None,
         head=NEWEST,
-        pending=("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", NEWEST),
+        pending=("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", NEWEST),
     )
     assert not found.at_head
 
