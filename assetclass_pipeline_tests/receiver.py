@@ -21,8 +21,10 @@ from assetclass_pipeline.settings import Channel
 SECRET = "p4ssw0rd-T0P-S3CRET"
 """Stands in the address of every receiver; it may show up nowhere else."""
 
-_LONGEST_HANG = 30
-_USUAL_WAIT = 10
+LONGEST_HANG = 30
+"""Seconds in which a receiver that hangs says nothing."""
+
+_USUAL_WAIT = 30
 
 
 class Mood(StrEnum):
@@ -119,7 +121,7 @@ class Receiver:
             self.requests += 1
             mood = self.mood
         if mood is Mood.HANGING:
-            self._released.wait(_LONGEST_HANG)
+            self._released.wait(LONGEST_HANG)
             request.close_connection = True
             return
         if mood is Mood.FAILING:

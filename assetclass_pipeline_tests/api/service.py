@@ -69,7 +69,7 @@ class Service:
             target = f"{self.url}{path}" if path.startswith("/") else path
             return client.request(method, target, headers=headers, content=content, **options)
 
-    def raw(self, request: bytes, *, patience: float = 10.0) -> bytes:
+    def raw(self, request: bytes, *, patience: float = LONGEST) -> bytes:
         """Whatever comes back on the bare connection until it is closed."""
         port = int(self.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=patience) as connection:
@@ -119,8 +119,10 @@ class Process:
 
 
 @contextmanager
-def serving_process(dsn: str, log: Path, *, port: int | None = None) -> Iterator[Process]:
-    """The API as `python -m` starts it; it listens when this returns."""
+def serving_process(
+    dsn: str, log: Path, *, port: int | None = None, **settings: str
+) -> Iterator[Process]:
+    """The API as `python -m` starts it, with `ASSETCLASS_...=...`; it listens when this returns."""
     port = free_port() if port is None else port
     inherited = {
         name: value
@@ -131,7 +133,7 @@ def serving_process(dsn: str, log: Path, *, port: int | None = None) -> Iterator
         log.open("wb") as stream,
         subprocess.Popen(
             [sys.executable, "-m", "assetclass_pipeline.api", "--port", str(port)],
-            env={**inherited, "ASSETCLASS_DATABASE_URL": dsn},
+            env={**inherited, **settings, "ASSETCLASS_DATABASE_URL": dsn},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
