@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 
+import pytest
 import typer
 from typer.main import get_command
 
@@ -46,9 +47,8 @@ def test_help_does_not_wait_for_dagster() -> None:
         assert f"\n  {name} " in finished.stdout
 
 
-def test_asking_does_not_wait_for_what_only_writers_need(
-    market: Market, assetclass: Command
-) -> None:
+@pytest.mark.usefixtures("market")
+def test_asking_does_not_wait_for_what_only_writers_need(assetclass: Command) -> None:
     script = (
         "import sys\n"
         "from assetclass_pipeline.cli.main import run\n"
