@@ -22,10 +22,10 @@ from assetclass_pipeline.monitoring.exposition import daemon_ages, tick_ages
 from assetclass_pipeline.monitoring.metrics import collect, exposition
 from assetclass_pipeline_tests.engine.runs import broken_after, correct_now, report_of, undo_now
 from assetclass_pipeline_tests.market import Market, open_market
+from assetclass_pipeline_tests.ports import free_port
 from assetclass_pipeline_tests.prometheus import (
     Programs,
     Prometheus,
-    free_port,
     running_prometheus,
 )
 from deploy.grafana import dashboard
