@@ -20,6 +20,7 @@ from assetclass_pipeline.model.operation import Operation, Status
 from assetclass_pipeline.model.options import CorrectionOptions, parse_options
 from assetclass_pipeline.settings import load_settings
 from assetclass_pipeline_tests.defs.conftest import Pipeline, failure, range_tags, settings_of
+from assetclass_pipeline_tests.engine.runs import keep_alive
 from assetclass_pipeline_tests.market import Market
 
 ACTIVE = "11111111-2222-4333-8444-555555555555"
@@ -59,6 +60,7 @@ def leave_active(market: Market) -> None:
     """An operation between its two halves, as a run of another process holds it."""
     request = CorrectionRequest(ACTIVE, CorrectionOptions(), requested_by="grace")
     plan(market.dsn, settings_of(market), request, park=False)
+    keep_alive(market)
 
 
 def test_the_range_is_narrowed_to_the_damaged_months(

@@ -32,6 +32,7 @@ from assetclass_pipeline_tests.engine.conftest import MakeMarket
 from assetclass_pipeline_tests.engine.runs import (
     correct_now,
     holders_from_now_on,
+    keep_alive,
     operation_of,
     plan_now,
     request_of,
@@ -89,6 +90,7 @@ def test_a_cancel_that_comes_between_two_processes_of_a_paused_run_holds(market:
     # Far more batches than its heart needs to hear of it.
     request = request_of(batch_size=1, workers=1)
     plan_now(market.fill(20), request, park=False)
+    keep_alive(market)
     with asking(market) as connection:
         ask_to_pause(connection, market.settings, request.correction_id, by="anna")
         # As the first process wrote it with its last look at what is asked.
