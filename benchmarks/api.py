@@ -4,7 +4,6 @@ Belongs here: latencies over HTTP, many callers at once, `analyze` against the e
 asking (callers.py).
 """
 
-import os
 import socket
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from assetclass_pipeline.api.app import BASE_PATH
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.engine.analysis import analyse
-from assetclass_pipeline.engine.tokens import create_token
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.token import Role
 from benchmarks.bench import Bench
@@ -30,6 +28,7 @@ from benchmarks.contest import PhaseClock, correct_all
 from benchmarks.databases import settings_for
 from benchmarks.health import dagster_at_work
 from benchmarks.measures import Findings, Measure, limited_ratio, median_seconds, milliseconds
+from benchmarks.services import environment, free_port, make_token
 
 ROWS = 3_000_000
 ROWS_OF_LOAD = 1_000_000
@@ -102,7 +101,7 @@ def _beside_a_correction(
                 ["benchmarks.bare_server"] if is_bare else ["assetclass_pipeline.api", "--port"]
             )
             with _serving(arguments, dsn, str(settings.home)) as port:
-                asking = Asking(port, _PATHS, _token(dsn), connections=connections)
+                asking = Asking(port, _PATHS, make_token(dsn, Role.VIEWER), connections=connections)
                 with callers(asking) as asked:
                     # Its first answers wait for logins, to the database and to Dagster's.
                     time.sleep(_WARM_UP)
@@ -131,7 +130,7 @@ def _analyze(bench: Bench) -> Iterator[Measure]:
         with _serving(["assetclass_pipeline.api", "--port"], dsn, home) as port:
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}{BASE_PATH}/analyze",
-                headers={"Authorization": f"Bearer {_token(dsn)}"},
+                headers={"Authorization": f"Bearer {make_token(dsn, Role.VIEWER)}"},
             )
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             of_api = median_seconds(lambda: opener.open(request).read(), _TIMES)
@@ -139,30 +138,13 @@ def _analyze(bench: Bench) -> Iterator[Measure]:
     yield limited_ratio(what, of_api, of_engine, MOST_OF_ENGINE, milliseconds)
 
 
-def _token(dsn: str) -> str:
-    settings = settings_for(dsn)
-    with connect(dsn, settings, purpose="benchmark") as connection:
-        secret, _ = create_token(
-            connection, settings, name="benchmark", role=Role.VIEWER, lifetime=None, by="benchmark"
-        )
-    return secret
-
-
 @contextmanager
 def _serving(arguments: Sequence[str], dsn: str, home: str) -> Iterator[int]:
     """Port of a server in a process of its own, which listens when this returns."""
-    with socket.socket() as candidate:
-        candidate.bind(("127.0.0.1", 0))
-        port = int(candidate.getsockname()[1])
-    ours = {
-        "ASSETCLASS_DATABASE_URL": dsn,
-        "ASSETCLASS_HOME": home,
-        "ASSETCLASS_DAGSTER_DATABASE": _STORAGE,
-    }
-    others = {name: text for name, text in os.environ.items() if not name.startswith("ASSETCLASS_")}
+    port = free_port()
     with subprocess.Popen(
         [sys.executable, "-m", *arguments, str(port)],
-        env={**others, **ours},
+        env=environment(dsn, _STORAGE, home),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

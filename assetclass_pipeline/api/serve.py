@@ -10,7 +10,7 @@ import socket
 import uuid
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 import h11
 import uvicorn
@@ -122,7 +122,7 @@ class _Protocol(H11Protocol):
         error = InvalidOptionsError(
             f"This is no usable HTTP request, or its head is larger than the API reads: {msg}"
         )
-        content = Envelope[Any](
+        content = Envelope[None](
             success=False,
             message=str(error),
             data=None,

@@ -9,16 +9,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.rows import TupleRow
-from sqlalchemy import Connection, NullPool, create_engine
-from sqlalchemy.exc import DBAPIError
 
 from assetclass_pipeline.database.connections import connect, set_local, transaction
 from assetclass_pipeline.database.queries import query
@@ -31,6 +26,9 @@ from assetclass_pipeline.errors import (
 )
 from assetclass_pipeline.model.audit import Action, Actor, AuditEntry
 from assetclass_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from assetclass_pipeline.database.migration_steps import Steps
 
 SCHEMA: Final = "assetclass"
 
@@ -63,12 +61,12 @@ def upgrade(dsn: str, settings: Settings, *, by: str = "") -> SchemaStatus:
     DatabaseUnavailableError, and SchemaNotReadyError that says which right is missing or what is
     in the way.
     """
-    with _migrating(dsn, settings, "db upgrade") as (migration, connection):
+    with _migrating(dsn, settings, "db upgrade") as (steps, connection):
         before = _status(connection)
         if before.at_head:
             return before
         _require_rights(connection)
-        command.upgrade(_config(migration), "head")
+        steps.upgrade()
         after = _status(connection)
         _record(connection, Action.UPGRADE_SCHEMA, by, before, after)
         return after
@@ -80,12 +78,12 @@ def downgrade(dsn: str, settings: Settings, revision: str, *, by: str = "") -> S
     Raises OperationInProgressError while an operation is active, InvalidOptionsError for an
     unknown revision, otherwise as `upgrade`.
     """
-    with _migrating(dsn, settings, "db downgrade") as (migration, connection):
+    with _migrating(dsn, settings, "db downgrade") as (steps, connection):
         before = _status(connection)
         _require_known(revision, before)
         if before.current is not None:
             _refuse_active_operation(connection)
-            command.downgrade(_config(migration), revision)
+            steps.downgrade(revision)
         after = _status(connection)
         if after != before:
             _record(connection, Action.DOWNGRADE_SCHEMA, by, before, after)
@@ -134,19 +132,21 @@ def require_schema(connection: psycopg.Connection[TupleRow]) -> None:
 @contextmanager
 def _migrating(
     dsn: str, settings: Settings, purpose: str
-) -> Iterator[tuple[Connection, psycopg.Connection[TupleRow]]]:
+) -> Iterator[tuple["Steps", psycopg.Connection[TupleRow]]]:
     """One connection in one transaction, for alembic and for us, while nobody else migrates."""
+    # Most commands only ask where the schema stands, and need not wait for alembic.
+    from assetclass_pipeline.database.migration_steps import steps_on  # noqa: PLC0415
+
     connection = connect(dsn, settings, purpose=purpose)
     connection.autocommit = False
-    engine = create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=NullPool)
-    with closing(connection), _explained(), engine.begin() as migration:
+    with closing(connection), _explained(), steps_on(connection) as steps:
         with connection.cursor() as cursor:
             set_local(cursor, settings, lock_timeout=_WAIT_FOR_OTHERS, search_path="pg_catalog")
             cursor.execute(query("schema", "lock_migrations"))
             cursor.execute(
                 query("schema", "lower_lock_timeout"), {"lock_timeout": _WAIT_FOR_TABLES}
             )
-        yield migration, connection
+        yield steps, connection
 
 
 @contextmanager
@@ -156,13 +156,11 @@ def _explained() -> Iterator[None]:
         yield
     except AssetClassError:
         raise
-    except DBAPIError as error:
-        raise _explanation(error.orig) from error
     except psycopg.Error as error:
         raise _explanation(error) from error
 
 
-def _explanation(error: BaseException | None) -> AssetClassError:
+def _explanation(error: psycopg.Error) -> AssetClassError:
     said = str(error).strip().partition("\n")[0]
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return SchemaNotReadyError(
@@ -268,20 +266,12 @@ def _current(connection: psycopg.Connection[TupleRow]) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _config(migration: Connection | None = None) -> Config:
-    config = Config()
-    folder = str(files("assetclass_pipeline.database") / "migrations")
-    config.set_main_option("script_location", folder.replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = migration
-    return config
-
-
 @cache
 def _revisions() -> tuple[str, ...]:
-    """All revisions, the oldest first."""
-    script = ScriptDirectory.from_config(_config())
-    return tuple(reversed([step.revision for step in script.walk_revisions()]))
+    """All revisions, the oldest first: the numbers with which the names of their files begin."""
+    steps = files("assetclass_pipeline.database") / "migrations" / "versions"
+    numbers = (step.name.partition("_")[0] for step in steps.iterdir())
+    return tuple(sorted(number for number in numbers if number.isdigit()))
 
 
 def _head() -> str:

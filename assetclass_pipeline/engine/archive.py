@@ -1,11 +1,11 @@
 """The archive: one Parquet file for the rows of each operation whose table is gone.
 
 Belongs here: writing a file so that a crash leaves none or a whole one, proving that it holds what
-the table held, finding a row in it. Does not: deciding which table goes (backup_cleanup.py).
+the table held, finding a row in it. Does not: the format (archive_file.py, imported by those who
+open a file), deciding which table goes (backup_cleanup.py).
 """
 
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,15 +13,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from psycopg import Connection, Cursor, sql
 from psycopg.rows import TupleRow, dict_row
-from pyarrow import csv
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
@@ -30,14 +26,12 @@ from assetclass_pipeline.errors import ArchiveError
 from assetclass_pipeline.model.backup import Archive, ArchiveState
 from assetclass_pipeline.settings import Settings
 
+if TYPE_CHECKING:
+    from assetclass_pipeline.engine.archive_file import Difference
+
 # Rows of a chunk, and of a row group: what is in memory at once, and what a look-up reads.
 CHUNK = 65_536
 FORMAT_VERSION = "1"
-_TEXTS = ("id", "symbol", "timestamp", "asset_class", "corrected_asset_class", "skipped")
-_COPIED = pa.schema([("seq", pa.int64()), *((name, pa.string()) for name in _TEXTS)])
-SCHEMA = _COPIED.append(pa.field("committed_at", pa.timestamp("us", tz="UTC")))
-# Few values each, often repeated; an id and a time are nearly always another one.
-_WITH_DICTIONARY = ["symbol", "asset_class", "corrected_asset_class", "skipped"]
 _SUFFIX = ".parquet"
 _PARTIAL = ".partial"
 
@@ -55,6 +49,16 @@ class Source:
     def identifier(self) -> sql.Identifier:
         """The table."""
         return sql.Identifier(self.schema_name, self.table_name)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return {
+            "correctionId": str(self.correction_id),
+            "kind": self.kind,
+            "formatVersion": FORMAT_VERSION,
+            "sourceTable": f"{self.schema_name}.{self.table_name}",
+        }
 
 
 @dataclass(frozen=True)
@@ -109,18 +113,21 @@ def write_archive(
     its name only when it was read back, row by row equal to the table. Raises ArchiveError, also
     where the table does not hold the `expected` number of rows.
     """
+    # Whoever only asks what archives there are need not wait for pyarrow.
+    from assetclass_pipeline.engine.archive_file import Rows, difference, write  # noqa: PLC0415
+
     directory = require_directory(settings)
-    rows = _Rows(connection, settings, source, check)
+    rows = Rows(connection, settings, source.correction_id, source.identifier, CHUNK, check)
     name = f"{source.correction_id}{_SUFFIX}"
     with _readable(directory), _partial_file(directory, name) as partial:
-        records = _write(partial, rows)
+        records = write(partial, rows, source.metadata)
         if expected not in (None, records):
             raise ArchiveError(
                 f"The table of operation {source.correction_id} holds {records:,} of the "
                 f"{expected:,} rows that were planned: a crash of the server empties one that is "
                 "no backup. What was corrected stays; those rows cannot be archived any more."
             )
-        _prove(partial, rows)
+        _require_same(source, difference(partial, rows))
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
             digest = hashlib.file_digest(written, "sha256").hexdigest()
@@ -130,116 +137,20 @@ def write_archive(
     return ArchiveFile(name, records, size, digest)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The table's rows as they are archived, chunk by chunk."""
-
-    connection: Connection[TupleRow]
-    settings: Settings
-    source: Source
-    check: Callable[[], None]
-
-    def chunks(self) -> Iterator[Any]:
-        """Tables of 1 to CHUNK rows in the order of seq."""
-        with transaction(self.connection, self.settings, read_only=True) as cursor:
-            row = cursor.execute(
-                query("backups", "seqs_of", backup=self.source.identifier)
-            ).fetchone()
-        first, last = row or (None, None)
-        if first is None or last is None:
-            return
-        for start in range(first, last + 1, CHUNK):
-            self.check()
-            rows = self.chunk(start, start + CHUNK - 1)
-            if rows.num_rows:
-                yield rows
-
-    def chunk(self, first_seq: int, last_seq: int) -> pa.Table:
-        """The rows of [first_seq, last_seq]."""
-        values = {
-            "correction_id": self.source.correction_id,
-            "first_seq": first_seq,
-            "last_seq": last_seq,
-        }
-        statement = query("backups", "copy_rows", backup=self.source.identifier)
-        with transaction(self.connection, self.settings, read_only=True) as cursor:
-            with cursor.copy(statement, values) as copied:
-                text = b"".join(bytes(block) for block in copied)
-            batches = cursor.execute(query("backups", "batches_of"), values).fetchall()
-        copied_rows = _parsed(text)
-        return copied_rows.append_column(
-            SCHEMA.field("committed_at"), _commit_times(copied_rows["seq"], batches)
+def _require_same(source: Source, found: "Difference | None") -> None:
+    """Raises ArchiveError unless the file holds what the table holds."""
+    if found is None:
+        return
+    if found is found.ROWS_REMOVED:
+        raise ArchiveError(
+            f"Rows of {source.table_name} were removed while they were archived. Nothing "
+            "was dropped; try again."
         )
-
-
-def _parsed(text: bytes) -> pa.Table:
-    if not text:
-        return _COPIED.empty_table()
-    return csv.read_csv(
-        io.BytesIO(text),
-        read_options=csv.ReadOptions(column_names=_COPIED.names, use_threads=False),
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            column_types=_COPIED,
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
+    raise ArchiveError(
+        f"The archive of operation {source.correction_id} does not hold what its "
+        f"table {source.table_name} holds: somebody changes that table, or the "
+        "disk does not keep what is written. Nothing was dropped; try again."
     )
-
-
-def _commit_times(seqs: pa.ChunkedArray, batches: list[TupleRow]) -> pa.Array:
-    """When the batch of each seq was committed; batches are ordered and do not overlap."""
-    moment = SCHEMA.field("committed_at").type
-    if not batches:
-        return pa.nulls(len(seqs), moment)
-    firsts, lasts, moments = (pa.array(column, pa.int64()) for column in zip(*batches, strict=True))
-    place = pc.subtract(
-        pc.search_sorted(firsts, seqs.combine_chunks(), side="right").cast(pa.int64()), 1
-    )
-    within = pc.if_else(pc.greater_equal(place, 0), place, None)
-    is_covered = pc.less_equal(seqs.combine_chunks(), lasts.take(within))
-    return pc.if_else(is_covered, moments.take(within), None).cast(moment)
-
-
-def _write(partial: Path, rows: _Rows) -> int:
-    source = rows.source
-    named = SCHEMA.with_metadata(
-        {
-            "correctionId": str(source.correction_id),
-            "kind": source.kind,
-            "formatVersion": FORMAT_VERSION,
-            "sourceTable": f"{source.schema_name}.{source.table_name}",
-        }
-    )
-    records = 0
-    with pq.ParquetWriter(
-        partial, named, compression="zstd", use_dictionary=_WITH_DICTIONARY
-    ) as writer:
-        for chunk in rows.chunks():
-            writer.write_table(chunk.cast(named), row_group_size=CHUNK)
-            records += chunk.num_rows
-    return records
-
-
-def _prove(partial: Path, rows: _Rows) -> None:
-    """Read the file back beside the table: each row group must be equal, and none be missing."""
-    with pq.ParquetFile(partial) as written:
-        groups = iter(range(written.num_row_groups))
-        for chunk in rows.chunks():
-            group = next(groups, None)
-            kept = None if group is None else written.read_row_group(group)
-            if kept is None or not kept.replace_schema_metadata(None).equals(chunk):
-                raise ArchiveError(
-                    f"The archive of operation {rows.source.correction_id} does not hold what its "
-                    f"table {rows.source.table_name} holds: somebody changes that table, or the "
-                    "disk does not keep what is written. Nothing was dropped; try again."
-                )
-        if next(groups, None) is not None:
-            raise ArchiveError(
-                f"Rows of {rows.source.table_name} were removed while they were archived. Nothing "
-                "was dropped; try again."
-            )
 
 
 @contextmanager
@@ -270,8 +181,8 @@ def _readable(directory: Path) -> Iterator[None]:
     """What the disk or the format refuse, as a sentence."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
-        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except OSError as error:
+        said = error.strerror or str(error).splitlines()[0]
         raise ArchiveError(
             f"The archive in {directory} cannot be used: {said}. Make it writable, with room for "
             "the rows (about 10 bytes each), or name another directory in "
@@ -347,21 +258,10 @@ def find_rows(
             f"The archive {path} of operation {correction_id} is missing. Copy it back there from "
             "your own copies, or name its directory in ASSETCLASS_ARCHIVE_DIRECTORY."
         )
-    with _readable(settings.archive), pq.ParquetFile(path) as file:
-        return [ArchivedRow(**row) for row in _matching(file, row_id)]
+    from assetclass_pipeline.engine.archive_file import matching  # noqa: PLC0415 - as above
 
-
-def _matching(file: pq.ParquetFile, row_id: str) -> Iterator[dict[str, Any]]:
-    """Rows of one id: of each row group that may have it the ids are read, then only its rows."""
-    column = file.schema_arrow.get_field_index("id")
-    for group in range(file.num_row_groups):
-        bounds = file.metadata.row_group(group).column(column).statistics
-        if bounds is not None and bounds.has_min_max and not bounds.min <= row_id <= bounds.max:
-            continue
-        ids = file.read_row_group(group, columns=["id"])["id"]
-        places = pc.indices_nonzero(pc.fill_null(pc.equal(ids, row_id), fill_value=False))
-        if len(places):
-            yield from file.read_row_group(group).take(places).to_pylist()
+    with _readable(settings.archive):
+        return [ArchivedRow(**row) for row in matching(path, row_id)]
 
 
 def remove_expired(

@@ -4,15 +4,10 @@ Belongs here: reading a file back into the shape of a backup table, and proving 
 restore from that table, which is the operators' guide's.
 """
 
-import io
-from collections.abc import Iterator
-from pathlib import Path
 from uuid import UUID
 
-import pyarrow.parquet as pq
 from psycopg import Connection, errors, sql
 from psycopg.rows import TupleRow
-from pyarrow import csv
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import inspect_market_tables
@@ -42,6 +37,9 @@ def restore_archive(
     OperationNotFoundError, NotUndoableError where there is no archive, ArchiveError for a file
     that is missing, altered or does not fit, and OperationStateError while such a table exists.
     """
+    # `backups list` shares this module's command, and need not wait for pyarrow.
+    from assetclass_pipeline.engine.archive_file import as_csv  # noqa: PLC0415
+
     key = as_uuid(correction_id)
     file = _archive_of(connection, settings, correction_id)
     tables = inspect_market_tables(connection, settings, for_writing=False)
@@ -62,7 +60,7 @@ def restore_archive(
                 )
             )
             with cursor.copy(query("backups", "fill_restored", table=table)) as copying:
-                for chunk in _chunks(settings.archive / file.file_name):
+                for chunk in as_csv(settings.archive / file.file_name, _COLUMNS):
                     copying.write(chunk)
             cursor.execute(query("plan", "number_rows", backup=table))
             content = content_of(cursor, table)
@@ -106,16 +104,6 @@ def _archive_of(
             f"{found[0].state}. Copy it back there from your own copies, then try again."
         )
     return found[0]
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """The file as CSV that tells NULL from the empty string, a row group at a time."""
-    options = csv.WriteOptions(include_header=False, quoting_style="all_valid")
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            text = io.BytesIO()
-            csv.write_csv(file.read_row_group(group, columns=_COLUMNS), text, options)
-            yield text.getvalue()
 
 
 def _require_same(file: Archive, content: Content, checksum: str | None) -> None:

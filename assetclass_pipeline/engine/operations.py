@@ -5,15 +5,12 @@ Belongs here: reading. Does not: claiming an operation (claiming.py), asking som
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg import Connection, Cursor
+from psycopg import Connection
 from psycopg.rows import TupleRow, dict_row
 
 from assetclass_pipeline.database.connections import transaction
@@ -25,18 +22,12 @@ from assetclass_pipeline.model.months import TimeRange
 from assetclass_pipeline.model.operation import (
     ACTIVE,
     RESUMABLE,
-    Change,
-    Conflict,
-    EtaRange,
     Kind,
     Operation,
-    OperationError,
-    OperationEvent,
     OperationPacing,
     OperationStatus,
     Phase,
     Proof,
-    QuarantinedRow,
     SkipReason,
     Status,
     progress_percent,
@@ -44,8 +35,9 @@ from assetclass_pipeline.model.operation import (
 )
 from assetclass_pipeline.settings import Settings
 
-# What stands beside an operation, and how many entries of each at most.
-_LISTS = {"changes": 1000, "events": 50, "waits": 100, "quarantined": 100, "conflicts": 100}
+# How many entries an operation shows at most: by itself, and among others.
+_ALONE = {"most_changes": 1000, "most_events": 50, "most_quarantined": 100, "most_conflicts": 100}
+_IN_A_PAGE = dict.fromkeys(_ALONE, 20)
 _NEVER_PLANNED = {SkipReason.MISMATCHED_NOT_OVERWRITTEN, SkipReason.ARRIVED_LATE}
 _NO_SUCH = "No operation has the correctionId {}. `assetclass status` lists the recent ones."
 
@@ -55,8 +47,7 @@ def get_operation(
 ) -> Operation:
     """One operation with its change summary. Raises OperationNotFoundError."""
     chosen = Condition(query("operation", "one"), {"correction_id": as_uuid(correction_id)})
-    with _snapshot(connection, settings) as cursor:
-        found = _show(cursor, settings, chosen, most=1)
+    found = _show(connection, settings, chosen, _ALONE)
     if not found:
         raise OperationNotFoundError(_NO_SUCH.format(correction_id))
     return found[0]
@@ -80,23 +71,24 @@ def operation_status(
 ) -> OperationStatus:
     """The active operation and the `most` newest ended ones, of those `older_than` some other.
 
-    Ended ones are those that changed rows; `include_all` adds dry runs, no-ops and failures.
+    Ended ones are those that changed rows; `include_all` adds dry runs, no-ops and failures. Each
+    shows its 20 largest changes, and 20 events, quarantined rows and conflicts: `get_operation`
+    shows more.
     """
     ended = Condition(query("operation", "that_ended" if include_all else "that_changed_rows"))
     if older_than is not None:
         ended = Condition(
-            query("operation", "older", chosen=ended.text),
+            query("operation", "older", ended=ended.text),
             {"than": older_than.requested_at, "than_id": as_uuid(older_than.correction_id)},
         )
-    one_active = Condition(query("operation", "active_one"))
-    # At one moment: what ends just now is in one of both.
-    with _snapshot(connection, settings) as cursor:
-        active = _show(cursor, settings, one_active, most=1)
-        recent = _show(cursor, settings, ended, most=most)
+    page = Condition(query("operation", "page", ended=ended.text), {**ended.values, "most": most})
+    shown = _show(connection, settings, page, _IN_A_PAGE)
+    # At most one is active: the database sees to that.
+    active = next((operation for operation in shown if operation.is_active), None)
     return OperationStatus(
-        is_running=bool(active),
-        current_operation=active[0] if active else None,
-        recent_operations=recent,
+        is_running=active is not None,
+        current_operation=active,
+        recent_operations=[operation for operation in shown if not operation.is_active],
     )
 
 
@@ -191,51 +183,29 @@ def as_uuid(correction_id: str) -> UUID:
         raise OperationNotFoundError(_NO_SUCH.format(repr(correction_id[:60]))) from None
 
 
-@contextmanager
-def _snapshot(
-    connection: Connection[TupleRow], settings: Settings
-) -> Iterator[Cursor[dict[str, Any]]]:
+def _show(
+    connection: Connection[TupleRow],
+    settings: Settings,
+    chosen: Condition,
+    most: dict[str, int],
+) -> list[Operation]:
+    statement = query(
+        "operation",
+        "show",
+        chosen=chosen.text,
+        flow=query("operation", "flow"),
+        silence=silence(),
+        is_abandoned=is_abandoned(),
+    )
+    bound = {**chosen.values, **silence_limits(settings), **most}
     with (
-        transaction(connection, settings, read_only=True, snapshot=True),
+        transaction(connection, settings, read_only=True),
         connection.cursor(row_factory=dict_row) as cursor,
     ):
-        yield cursor
+        return [_operation(row) for row in cursor.execute(statement, bound).fetchall()]
 
 
-def _show(
-    cursor: Cursor[dict[str, Any]], settings: Settings, chosen: Condition, *, most: int
-) -> list[Operation]:
-    rows = cursor.execute(
-        query(
-            "operation",
-            "show",
-            chosen=chosen.text,
-            flow=query("operation", "flow"),
-            silence=silence(),
-            is_abandoned=is_abandoned(),
-        ),
-        {**chosen.values, **silence_limits(settings), "most": most},
-    ).fetchall()
-    if not rows:
-        return []
-    ids = [row["correction_id"] for row in rows]
-    lists = {name: _by_operation(cursor, name, ids) for name in _LISTS}
-    return [
-        _operation(row, {name: lists[name][row["correction_id"]] for name in _LISTS})
-        for row in rows
-    ]
-
-
-def _by_operation(
-    cursor: Cursor[dict[str, Any]], name: str, ids: list[str]
-) -> defaultdict[str, list[dict[str, Any]]]:
-    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in cursor.execute(query("control", name), {"ids": ids, "most": _LISTS[name]}):
-        found[row.pop("correction_id")].append(row)
-    return found
-
-
-def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> Operation:
+def _operation(row: dict[str, Any]) -> Operation:
     planned, done = row["records_planned"], row.pop("records_done")
     skipped = _skipped(row)
     failed = skipped.pop(SkipReason.QUARANTINED, 0)
@@ -260,14 +230,9 @@ def _operation(row: dict[str, Any], lists: dict[str, list[dict[str, Any]]]) -> O
         records_per_second=rate,
         eta_seconds=remaining_seconds((planned or 0) - done, rate) if running else None,
         throttle=throttle if status in ACTIVE and not row["abandoned"] else [],
-        changes=[_change(change) for change in lists["changes"]],
-        waits={wait["signal"]: wait["seconds"] for wait in lists["waits"]},
-        quarantined=[QuarantinedRow.model_validate(entry) for entry in lists["quarantined"]],
-        conflicts=[Conflict.model_validate(entry) for entry in lists["conflicts"]],
-        events=[OperationEvent.model_validate(entry) for entry in lists["events"]],
         pacing=_pacing(pacing),
-        estimated_seconds=EtaRange.model_validate(estimate) if estimate else None,
-        error=OperationError.model_validate(error) if error else None,
+        estimated_seconds=estimate or None,
+        error=error or None,
     )
 
 
@@ -308,12 +273,3 @@ def _pacing(stored: dict[str, Any] | None) -> OperationPacing | None:
     if not stored:
         return None
     return OperationPacing(batch_size=stored["batchSize"], workers=stored["workers"])
-
-
-def _change(row: dict[str, Any]) -> Change:
-    return Change(
-        symbol=row["symbol"],
-        from_=row["old_class"],
-        to=row["new_class"],
-        records=row["records"],
-    )

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 
+import pytest
 import typer
 from typer.main import get_command
 
@@ -44,6 +45,27 @@ def test_help_does_not_wait_for_dagster() -> None:
     assert finished.returncode == 0, finished.stderr
     for name in COMMANDS:
         assert f"\n  {name} " in finished.stdout
+
+
+@pytest.mark.usefixtures("market")
+def test_asking_does_not_wait_for_what_only_writers_need(assetclass: Command) -> None:
+    script = (
+        "import sys\n"
+        "from assetclass_pipeline.cli.main import run\n"
+        "for asked in sys.argv[1:]:\n"
+        "    assert run(asked.split()) == 0, asked\n"
+        "slow = {'dagster', 'pandas', 'sqlalchemy', 'alembic', 'numpy', 'pyarrow'}\n"
+        "sys.exit(f'imported: {slow & set(sys.modules)}' if slow & set(sys.modules) else 0)"
+    )
+    asked = ("status", "db status", "analyze", "preview", "backups list", "alerts list")
+    finished = subprocess.run(
+        [sys.executable, "-c", script, *asked, "tokens list", "audit verify", "metrics"],
+        env=assetclass.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_each_command_says_the_same_in_the_list_and_in_its_own_help() -> None:

@@ -4,9 +4,11 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
@@ -22,7 +24,7 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.settings import Settings
 
 SETTINGS = Settings()
-NEWEST = "0009"
+NEWEST = "0010"
 TABLES = {
     "alembic_version",
     "alert",
@@ -120,9 +122,15 @@ def test_status_of_an_empty_database(database_url: str) -> None:
     assert found == schema.SchemaStatus(
         current=None,
         head=NEWEST,
-        pending=("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", NEWEST),
+        pending=("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", NEWEST),
     )
     assert not found.at_head
+
+
+def test_the_names_of_its_files_tell_the_revisions(database_url: str) -> None:
+    steps = ScriptDirectory(str(files("assetclass_pipeline.database") / "migrations"))
+    revisions = [step.revision for step in steps.walk_revisions()]
+    assert schema.status(database_url, SETTINGS).pending == tuple(reversed(revisions))
 
 
 @pytest.mark.every_postgres

@@ -132,6 +132,19 @@ class TestDryRun:
         assert not recent.is_running
 
 
+def test_among_others_an_operation_shows_its_largest_changes_only(market: Market) -> None:
+    alone = correct_now(market.fill(125, symbols=30))
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        (among,) = operation_status(connection, market.settings).recent_operations
+    assert len(alone.changes) == 30
+    assert among.changes == alone.changes[:20]
+    assert [c.records for c in alone.changes] == sorted(
+        (c.records for c in alone.changes), reverse=True
+    )
+    beside = {"changes", "events"}
+    assert among.model_dump(exclude=beside) == alone.model_dump(exclude=beside)
+
+
 def test_without_a_backup_the_summary_stays_and_the_plan_does_not(market: Market) -> None:
     operation = correct_now(market.fill(100, symbols=4), create_backup=False)
     assert operation.backup_table is None

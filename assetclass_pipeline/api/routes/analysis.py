@@ -49,7 +49,7 @@ async def analyze(
 
     report = await run_cancellable(request, measure)
     said = f"{report.total_records:,} rows, {report.correctable:,} of them correctable."
-    return tagged(request, report, said, apart_from=_OF_THE_MEASUREMENT)
+    return tagged(report, said, apart_from=_OF_THE_MEASUREMENT).answer(request)
 
 
 @router.post("/preview", response_model=Envelope[Preview])

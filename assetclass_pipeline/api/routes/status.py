@@ -21,7 +21,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from assetclass_pipeline.api.access import Caller, require
-from assetclass_pipeline.api.conditional import tagged
+from assetclass_pipeline.api.conditional import Tagged, tagged
 from assetclass_pipeline.api.connections import Connections
 from assetclass_pipeline.api.envelope import Envelope
 from assetclass_pipeline.api.schemas import StatusPage
@@ -97,22 +97,26 @@ async def status(
     connections: Connections = request.app.state.connections
     older_than = None if cursor is None else _place(cursor)
 
-    def read() -> OperationStatus:
+    def read() -> Tagged:
         with connections.borrowed() as connection:
-            return operation_status(
+            found = operation_status(
                 connection,
                 connections.settings,
                 most=limit + 1,
                 include_all=include == "all",
                 older_than=older_than,
             )
+        return _page(found, limit)
 
-    if older_than is None:
-        # What pages, scripts and people look at all the time.
-        shared: SharedReads[OperationStatus] = request.app.state.status_reads
-        found = await shared.get((include, limit), read)
-    else:
-        found = await anyio.to_thread.run_sync(read)
+    if older_than is not None:
+        return (await anyio.to_thread.run_sync(read)).answer(request)
+    # What pages, scripts and people look at all the time.
+    shared: SharedReads[Tagged] = request.app.state.status_reads
+    return (await shared.get((include, limit), read)).answer(request)
+
+
+def _page(found: OperationStatus, limit: int) -> Tagged:
+    """What was found, with one ended operation more than are shown where there are more."""
     shown = found.recent_operations[:limit]
     page = StatusPage(
         is_running=found.is_running,
@@ -121,12 +125,9 @@ async def status(
         next_cursor=_cursor(shown[-1]) if len(found.recent_operations) > limit else None,
     )
     current = found.current_operation
-    said = (
-        "No operation is active."
-        if current is None
-        else f"{current.kind.capitalize()} {current.correction_id} is {current.status}."
-    )
-    return tagged(request, page, said)
+    if current is None:
+        return tagged(page, "No operation is active.")
+    return tagged(page, f"{current.kind.capitalize()} {current.correction_id} is {current.status}.")
 
 
 @router.get("/status/{correction_id}", response_model=Envelope[Operation], responses=_NOT_MODIFIED)
@@ -140,7 +141,7 @@ async def status_of(
 ) -> Response:
     """One operation, at once or when it has ended."""
     operation = await wait_for_end(request, correction_id, wait)
-    return tagged(request, operation, f"It is {operation.status}.")
+    return tagged(operation, f"It is {operation.status}.").answer(request)
 
 
 @router.get(

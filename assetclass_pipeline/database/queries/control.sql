@@ -58,36 +58,3 @@ SELECT h.correction_id, 'next_process',
        greatest(0, extract(epoch FROM clock_timestamp() - h.beat_at)::double precision)
 FROM assetclass.operation_heartbeat h WHERE h.correction_id = %(correction_id)s
 ON CONFLICT (correction_id, signal) DO UPDATE SET seconds = w.seconds + excluded.seconds
-
--- name: changes
-SELECT chosen.id::text AS correction_id, c.*
-FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
-    SELECT symbol, old_class, new_class, records FROM assetclass.operation_change
-    WHERE correction_id = chosen.id
-    ORDER BY records DESC, symbol, old_class, new_class LIMIT %(most)s) c
-
--- name: events
-SELECT chosen.id::text AS correction_id, e.*
-FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
-    SELECT happened_at, event, actor, details FROM assetclass.operation_event
-    WHERE correction_id = chosen.id ORDER BY id DESC LIMIT %(most)s) e
-
--- name: waits
-SELECT correction_id::text AS correction_id, signal, seconds FROM assetclass.operation_wait
-WHERE correction_id = ANY (%(ids)s::uuid[])
-ORDER BY seconds DESC
-
--- name: quarantined
-SELECT chosen.id::text AS correction_id, q.*
-FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
-    SELECT id, symbol, "timestamp", corrected_asset_class, error_code, error_message
-    FROM assetclass.operation_quarantined_row
-    WHERE correction_id = chosen.id ORDER BY seq LIMIT %(most)s) q
-
--- name: conflicts
-SELECT chosen.id::text AS correction_id, c.*
-FROM unnest(%(ids)s::uuid[]) AS chosen (id) CROSS JOIN LATERAL (
-    SELECT id, symbol, "timestamp", class_before AS before, class_corrected AS corrected,
-           class_now AS now, reason
-    FROM assetclass.operation_conflict
-    WHERE correction_id = chosen.id ORDER BY seq LIMIT %(most)s) c

@@ -147,7 +147,8 @@ SELECT %(correction_id)s, *
 FROM unnest(%(symbols)s::text[], %(old)s::text[], %(new)s::text[], %(records)s::bigint[])
 
 -- name: show
--- Everything a surface shows, newest first; sums come from the ledger.
+-- Everything a surface shows of the chosen operations, newest first; sums come from
+-- the ledger, and each list holds so many entries at most. One statement, so all is of one moment.
 SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_run,
        o.requested_by, o.reason, o.ticket, o.run_id, o.requested_at, o.started_at, o.finished_at,
        o.options, o.records_planned, o.backup_table, o.quality_before, o.quality_after, o.error,
@@ -168,8 +169,30 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
        (SELECT sum(ceil((segment.last_seq - segment.first_seq + 1)::numeric
                         / (o.plan ->> 'batch_size')::bigint))::bigint
         FROM jsonb_to_recordset(o.plan -> 'segments') segment (first_seq bigint, last_seq bigint)
-       ) AS batches_planned
-FROM assetclass.operation o
+       ) AS batches_planned,
+       (SELECT coalesce(jsonb_agg(to_jsonb(entry)), '[]')
+        FROM (SELECT c.symbol, c.old_class AS "from", c.new_class AS "to", c.records
+              FROM assetclass.operation_change c WHERE c.correction_id = o.correction_id
+              ORDER BY c.records DESC, c.symbol, c.old_class, c.new_class
+              LIMIT %(most_changes)s) entry) AS changes,
+       (SELECT coalesce(jsonb_agg(to_jsonb(entry)), '[]')
+        FROM (SELECT e.happened_at, e.event, e.actor, e.details
+              FROM assetclass.operation_event e WHERE e.correction_id = o.correction_id
+              ORDER BY e.id DESC LIMIT %(most_events)s) entry) AS events,
+       (SELECT coalesce(json_object_agg(w.signal, w.seconds ORDER BY w.seconds DESC), '{{}}')
+        FROM assetclass.operation_wait w WHERE w.correction_id = o.correction_id) AS waits,
+       (SELECT coalesce(jsonb_agg(to_jsonb(entry)), '[]')
+        FROM (SELECT q.id, q.symbol, q."timestamp", q.corrected_asset_class, q.error_code,
+                     q.error_message
+              FROM assetclass.operation_quarantined_row q
+              WHERE q.correction_id = o.correction_id
+              ORDER BY q.seq LIMIT %(most_quarantined)s) entry) AS quarantined,
+       (SELECT coalesce(jsonb_agg(to_jsonb(entry)), '[]')
+        FROM (SELECT c.id, c.symbol, c."timestamp", c.class_before AS before,
+                     c.class_corrected AS corrected, c.class_now AS now, c.reason
+              FROM assetclass.operation_conflict c WHERE c.correction_id = o.correction_id
+              ORDER BY c.seq LIMIT %(most_conflicts)s) entry) AS conflicts
+FROM ({chosen}) o
 LEFT JOIN assetclass.operation_heartbeat h USING (correction_id)
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(b.records_corrected), 0)::bigint AS records_corrected,
@@ -185,9 +208,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT count(*) AS records_conflicting FROM assetclass.operation_conflict c
     WHERE c.correction_id = o.correction_id) conflicts
-WHERE {chosen}
 ORDER BY o.requested_at DESC, o.correction_id DESC
-LIMIT %(most)s
 
 -- name: flow
 -- Rows of an operation's newest batches, and the seconds in which they flowed. While no batch runs,
@@ -209,10 +230,14 @@ FROM (SELECT newest.*, newest.began_at - max(newest.committed_at) OVER (
             ORDER BY b.committed_at DESC LIMIT 1000) newest) batches
 
 -- name: one
-o.correction_id = %(correction_id)s
+SELECT o.* FROM assetclass.operation o WHERE o.correction_id = %(correction_id)s
 
--- name: active_one
-o.status IN ('requested', 'running', 'paused')
+-- name: page
+-- The active one, and the newest ended ones of a kind.
+(SELECT o.* FROM assetclass.operation o WHERE o.status IN ('requested', 'running', 'paused'))
+UNION ALL
+(SELECT o.* FROM assetclass.operation o WHERE {ended}
+ ORDER BY o.requested_at DESC, o.correction_id DESC LIMIT %(most)s)
 
 -- name: that_changed_rows
 o.status NOT IN ('requested', 'running', 'paused') AND NOT o.dry_run
@@ -220,7 +245,7 @@ o.status NOT IN ('requested', 'running', 'paused') AND NOT o.dry_run
               WHERE b.correction_id = o.correction_id AND b.records_corrected > 0)
 
 -- name: older
-{chosen} AND (o.requested_at, o.correction_id) < (%(than)s, %(than_id)s)
+{ended} AND (o.requested_at, o.correction_id) < (%(than)s, %(than_id)s)
 
 -- name: that_ended
 o.status NOT IN ('requested', 'running', 'paused')
