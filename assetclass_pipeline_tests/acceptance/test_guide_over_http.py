@@ -96,7 +96,12 @@ def stage(
         with open_market(dsn) as market:
             market.fill(ROWS)
             token = make_token(dsn, Role.ADMIN)
-            same = {"home": settings.home, "dagster_database": settings.dagster_database}
+            same = {
+                "home": settings.home,
+                "dagster_database": settings.dagster_database,
+                # A busy machine is slow, and not ill.
+                "health": {"timeout": 30},
+            }
             with (
                 serving(dsn, api_anonymous_role=Role.ADMIN, **same) as service,
                 serving(dsn, api={"fallback": False}, **same) as closed,
