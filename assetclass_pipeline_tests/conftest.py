@@ -19,6 +19,7 @@ from assetclass_pipeline.database.embedded import (
     find_binaries,
     system_binaries,
 )
+from assetclass_pipeline_tests import properties
 from assetclass_pipeline_tests.acceptance import alert_table
 from assetclass_pipeline_tests.api import case_count
 from assetclass_pipeline_tests.distribution import SharedServices
@@ -39,6 +40,11 @@ _SETTINGS_OF_TESTS = {
 _database_numbers = itertools.count(1)
 
 StartServer = Callable[[Binaries], EmbeddedServer]
+
+
+def pytest_configure() -> None:
+    """How properties are tried, before any of them is read."""
+    properties.try_alike_everywhere()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

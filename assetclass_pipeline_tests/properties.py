@@ -3,16 +3,20 @@
 Belongs here: settings of Hypothesis. Does not: properties.
 """
 
-from typing import Final
-
 from hypothesis import HealthCheck, settings
 
-stable: Final = settings(
-    # The same examples in every run, and nothing that another process of the tests could change.
-    derandomize=True,
-    database=None,
-    # How long an example takes says more about the machine than about the property.
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-"""Tried alike on every machine, however busy it is."""
+
+def try_alike_everywhere() -> None:
+    """The same examples in every run and on every machine, however busy it is.
+
+    How long an example takes says more about the machine than about the property, and what another
+    process of the tests has found does not matter.
+    """
+    settings.register_profile(
+        "alike everywhere",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("alike everywhere")

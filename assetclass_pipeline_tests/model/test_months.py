@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assetclass_pipeline.model.months import EVERYTHING, Calendar, TimeRange
-from assetclass_pipeline_tests.properties import stable
 
 CALENDAR = Calendar(date(2023, 11, 1), date(2024, 3, 1))
 
@@ -67,7 +66,6 @@ def test_bucket_numbers(position: int | None, key: str) -> None:
     assert CALENDAR.key_at(position) == key
 
 
-@stable
 @given(st.datetimes())
 def test_every_moment_is_in_the_range_of_exactly_its_own_month(at: datetime) -> None:
     holders = [
@@ -79,7 +77,6 @@ def test_every_moment_is_in_the_range_of_exactly_its_own_month(at: datetime) -> 
     assert holders == [CALENDAR.key_of(at)]
 
 
-@stable
 @given(st.integers(0, 4), st.integers(0, 4))
 def test_months_of_a_range_are_those_it_was_made_of(one: int, other: int) -> None:
     first, last = sorted((one, other))

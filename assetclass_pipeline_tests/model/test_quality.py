@@ -22,7 +22,6 @@ from assetclass_pipeline.model.quality import (
     percent,
 )
 from assetclass_pipeline.settings import load_settings
-from assetclass_pipeline_tests.properties import stable
 
 WARN, ERROR = Level.WARN, Level.ERROR
 
@@ -162,7 +161,6 @@ def test_who_holds_the_damage() -> None:
         assert found[name].worst_months == [("2026-02-01", 30, 30)]
 
 
-@stable
 @given(
     total=st.integers(1, 2000),
     orphaned=st.integers(0, 2000),
