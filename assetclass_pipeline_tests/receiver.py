@@ -4,7 +4,6 @@ Belongs here: one small HTTP server for Apprise's `json://`. Does not: expectati
 """
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 
 from assetclass_pipeline.model.alert import Severity
 from assetclass_pipeline.settings import Channel
+from assetclass_pipeline_tests.ports import free_port
 
 SECRET = "p4ssw0rd-T0P-S3CRET"
 """Stands in the address of every receiver; it may show up nowhere else."""
@@ -165,6 +165,4 @@ def another_receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 def closed_port() -> int:
     """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()

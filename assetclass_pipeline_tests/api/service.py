@@ -27,6 +27,7 @@ from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.tokens import create_token
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.settings import load_settings
+from assetclass_pipeline_tests.ports import free_port
 
 LONGEST = 30.0
 
@@ -152,13 +153,6 @@ def serving_process(
 def _listens(log: Path) -> bool:
     # Its log says so: somebody else may answer on the port.
     return "Application startup complete" in log.read_text()
-
-
-def free_port() -> int:
-    """One that nobody listens on just now."""
-    with socket.socket() as candidate:
-        candidate.bind(("127.0.0.1", 0))
-        return int(candidate.getsockname()[1])
 
 
 def make_token(dsn: str, role: Role = Role.VIEWER, *, name: str | None = None) -> str:

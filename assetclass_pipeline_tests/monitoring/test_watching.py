@@ -23,6 +23,7 @@ from assetclass_pipeline.monitoring.watching import Look, look_at_operations
 from assetclass_pipeline.settings import Settings
 from assetclass_pipeline_tests.engine.runs import (
     correct_now,
+    keep_alive,
     plan_now,
     report_of,
     request_of,
@@ -132,11 +133,6 @@ def test_rolling_back_something_older_does_not(market: Market) -> None:
     undo_now(market, older)
     look(market)
     assert "operation_failed:correction" in alerts(market)
-
-
-def keep_alive(market: Market) -> None:
-    """As if its process went on, however long a busy machine takes to look."""
-    market.execute("UPDATE assetclass.operation_heartbeat SET beat_at = now() + interval '1 hour'")
 
 
 def test_an_abandoned_operation_is_one_incident_until_its_end(market: Market) -> None:
