@@ -23,6 +23,7 @@ from assetclass_pipeline.database.embedded import (
     system_binaries,
 )
 from assetclass_pipeline.settings import load_settings
+from assetclass_pipeline_tests import properties
 from assetclass_pipeline_tests.acceptance import alert_table
 from assetclass_pipeline_tests.api import case_count
 from assetclass_pipeline_tests.distribution import SharedServices
@@ -46,6 +47,11 @@ _MARKETS = frozenset({"market", "make_market"})
 _STRATEGIES_SINCE = 150_000
 
 StartServer = Callable[[Binaries], EmbeddedServer]
+
+
+def pytest_configure() -> None:
+    """How properties are tried, before any of them is read."""
+    properties.try_alike_everywhere()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

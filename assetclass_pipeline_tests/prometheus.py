@@ -4,7 +4,6 @@ Belongs here: running one server, asking it. Does not: what is scraped, where it
 """
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from assetclass_pipeline_tests.debian import find_programs
+from assetclass_pipeline_tests.ports import free_port
 
 _READY_SECONDS = 60
 
@@ -48,13 +48,6 @@ class Programs:
 def prometheus_programs() -> Programs:
     """Both programs."""
     return Programs(**find_programs("prometheus", "prometheus", "promtool"))
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Prometheus:

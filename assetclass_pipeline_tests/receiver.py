@@ -4,7 +4,6 @@ Belongs here: one small HTTP server for Apprise's `json://`. Does not: expectati
 """
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,12 +16,15 @@ import pytest
 
 from assetclass_pipeline.model.alert import Severity
 from assetclass_pipeline.settings import Channel
+from assetclass_pipeline_tests.ports import free_port
 
 SECRET = "p4ssw0rd-T0P-S3CRET"
 """Stands in the address of every receiver; it may show up nowhere else."""
 
-_LONGEST_HANG = 30
-_USUAL_WAIT = 10
+LONGEST_HANG = 30
+"""Seconds in which a receiver that hangs says nothing."""
+
+_USUAL_WAIT = 30
 
 
 class Mood(StrEnum):
@@ -119,7 +121,7 @@ class Receiver:
             self.requests += 1
             mood = self.mood
         if mood is Mood.HANGING:
-            self._released.wait(_LONGEST_HANG)
+            self._released.wait(LONGEST_HANG)
             request.close_connection = True
             return
         if mood is Mood.FAILING:
@@ -163,6 +165,4 @@ def another_receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 def closed_port() -> int:
     """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()

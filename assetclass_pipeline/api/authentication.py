@@ -87,9 +87,10 @@ class _Memory:
     _content: OrderedDict[str, tuple[float, Identity | None]] = field(default_factory=OrderedDict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def put(self, key: str, identity: Identity | None = None) -> None:
+    def put(self, key: str, identity: Identity | None = None, *, since: float) -> None:
+        """Remember what was so at `since` (monotonic seconds)."""
         with self._guard:
-            self._content[key] = (time.monotonic() + self.seconds, identity)
+            self._content[key] = (since + self.seconds, identity)
             self._content.move_to_end(key)
             while len(self._content) > _MOST_REMEMBERED:
                 self._content.popitem(last=False)
@@ -190,21 +191,23 @@ class Authenticator:
             raise
 
     def _of_bearer(self, bearer: str, key: str) -> Identity:
+        # The answer may be as old as the question: it was revoked since, and the thread slept.
+        asked_at = time.monotonic()
         if is_secret(bearer):
             if key in self._refused:
                 raise _not_valid()
             with self.connections.borrowed() as connection:
                 token = recognise(connection, self.connections.settings, bearer)
             if token is None:
-                self._refused.put(key)
+                self._refused.put(key, since=asked_at)
                 raise _not_valid()
             identity = Identity(Actor.token(token.name), token.role)
         elif self.provider is not None and self.provider.looks_like(bearer):
             identity = self.provider.identify(bearer)
         else:
             raise _not_valid()
-        self._good.put(key, identity)
-        self._fresh.put(key, identity)
+        self._good.put(key, identity, since=asked_at)
+        self._fresh.put(key, identity, since=asked_at)
         return identity
 
     def _anonymous_role(self, request: Request) -> Role | None:

@@ -115,10 +115,18 @@ class CachedHealth:
     for it. Safe in many threads.
     """
 
-    def __init__(self, probes: Iterable[Probe], *, seconds: float, max_age: float = 1.0) -> None:
+    def __init__(
+        self,
+        probes: Iterable[Probe],
+        *,
+        seconds: float,
+        max_age: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._probes = list(probes)
         self._seconds = seconds
         self._max_age = max_age
+        self._clock = clock
         self._lock = threading.Lock()
         self._latest: tuple[float, Health] | None = None
 
@@ -143,10 +151,10 @@ class CachedHealth:
 
     def _known(self) -> tuple[Health | None, float]:
         latest = self._latest
-        return (None, 0.0) if latest is None else (latest[1], time.monotonic() - latest[0])
+        return (None, 0.0) if latest is None else (latest[1], self._clock() - latest[0])
 
     def _check(self) -> Health:
-        began = time.monotonic()
+        began = self._clock()
         health = check_health(self._probes, seconds=self._seconds)
         self._latest = (began, health)
         return health

@@ -21,11 +21,12 @@ from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.settings import load_settings
 from assetclass_pipeline_tests.acceptance.guide import EMERGENCY, GUIDE, JQ, Asked
-from assetclass_pipeline_tests.api.service import Service, free_port, make_token, serving
+from assetclass_pipeline_tests.api.service import Service, make_token, serving
 from assetclass_pipeline_tests.cli.test_supervisor import Up, up
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.engine.runs import correct_now
 from assetclass_pipeline_tests.market import Market, open_market
+from assetclass_pipeline_tests.ports import free_port
 
 ROWS = 400
 PATIENCE = 120.0
@@ -95,7 +96,12 @@ def stage(
         with open_market(dsn) as market:
             market.fill(ROWS)
             token = make_token(dsn, Role.ADMIN)
-            same = {"home": settings.home, "dagster_database": settings.dagster_database}
+            same = {
+                "home": settings.home,
+                "dagster_database": settings.dagster_database,
+                # A busy machine is slow, and not ill.
+                "health": {"timeout": 30},
+            }
             with (
                 serving(dsn, api_anonymous_role=Role.ADMIN, **same) as service,
                 serving(dsn, api={"fallback": False}, **same) as closed,

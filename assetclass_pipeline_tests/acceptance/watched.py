@@ -22,7 +22,7 @@ from assetclass_pipeline.model.alert import Alert, AlertStatus, AlertType
 from assetclass_pipeline.monitoring.alert_store import alert_history, list_alerts
 from assetclass_pipeline.settings import Settings
 from assetclass_pipeline_tests.acceptance.alert_table import Told
-from assetclass_pipeline_tests.cli.test_supervisor import Up, wait_until
+from assetclass_pipeline_tests.cli.test_supervisor import Up, command_line, wait_until
 from assetclass_pipeline_tests.defs.conftest import Pipeline
 from assetclass_pipeline_tests.market import Market
 from assetclass_pipeline_tests.receiver import Received, Receiver
@@ -81,7 +81,7 @@ class Watched:
 
     def kill_daemon(self) -> None:
         """Kill it in the midst of whatever it does; `up` starts another one."""
-        [daemon] = [one for one in self._processes() if "dagster._daemon" in one.cmdline()]
+        [daemon] = [one for one in self._processes() if "dagster._daemon" in command_line(one)]
         daemon.kill()
 
     def kill_run_worker(self, run_id: str | None) -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.model.token import Role
-from assetclass_pipeline_tests.api.service import Service, make_token, serving
+from assetclass_pipeline_tests.api.service import LONGEST, Service, make_token, serving
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.market import Market, open_market
 
@@ -26,6 +26,6 @@ def tokens(market: Market) -> dict[Role, str]:
 
 @pytest.fixture(scope="module")
 def service(market: Market) -> Iterator[Service]:
-    """The API with its default settings."""
-    with serving(market.dsn) as running:
+    """The API with its default settings, but for parts that a busy machine is slow to look at."""
+    with serving(market.dsn, health={"timeout": LONGEST}) as running:
         yield running

@@ -27,6 +27,7 @@ from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.tokens import create_token
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.settings import load_settings
+from assetclass_pipeline_tests.ports import free_port
 
 LONGEST = 30.0
 
@@ -69,7 +70,7 @@ class Service:
             target = f"{self.url}{path}" if path.startswith("/") else path
             return client.request(method, target, headers=headers, content=content, **options)
 
-    def raw(self, request: bytes, *, patience: float = 10.0) -> bytes:
+    def raw(self, request: bytes, *, patience: float = LONGEST) -> bytes:
         """Whatever comes back on the bare connection until it is closed."""
         port = int(self.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=patience) as connection:
@@ -119,8 +120,10 @@ class Process:
 
 
 @contextmanager
-def serving_process(dsn: str, log: Path, *, port: int | None = None) -> Iterator[Process]:
-    """The API as `python -m` starts it; it listens when this returns."""
+def serving_process(
+    dsn: str, log: Path, *, port: int | None = None, **settings: str
+) -> Iterator[Process]:
+    """The API as `python -m` starts it, with `ASSETCLASS_...=...`; it listens when this returns."""
     port = free_port() if port is None else port
     inherited = {
         name: value
@@ -131,7 +134,7 @@ def serving_process(dsn: str, log: Path, *, port: int | None = None) -> Iterator
         log.open("wb") as stream,
         subprocess.Popen(
             [sys.executable, "-m", "assetclass_pipeline.api", "--port", str(port)],
-            env={**inherited, "ASSETCLASS_DATABASE_URL": dsn},
+            env={**inherited, **settings, "ASSETCLASS_DATABASE_URL": dsn},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -150,13 +153,6 @@ def serving_process(dsn: str, log: Path, *, port: int | None = None) -> Iterator
 def _listens(log: Path) -> bool:
     # Its log says so: somebody else may answer on the port.
     return "Application startup complete" in log.read_text()
-
-
-def free_port() -> int:
-    """One that nobody listens on just now."""
-    with socket.socket() as candidate:
-        candidate.bind(("127.0.0.1", 0))
-        return int(candidate.getsockname()[1])
 
 
 def make_token(dsn: str, role: Role = Role.VIEWER, *, name: str | None = None) -> str:

@@ -147,6 +147,17 @@ def test_only_bearer_is_a_way_to_show_a_token(
     assert service.ask("GET", ROW, headers=header).status_code == 401
 
 
+def require_closed_in_a_second(service: Service, secret: str) -> None:
+    """Whoever comes a second from now is refused; those before may be."""
+    closed_at = time.monotonic()
+    while True:
+        asked_at = time.monotonic()
+        if status(service, secret) == 401:
+            return
+        assert asked_at < closed_at + 1
+        time.sleep(0.02)
+
+
 def test_an_expired_token_opens_nothing(service: Service, market: Market) -> None:
     settings = load_settings()
     with connect(market.dsn, settings, purpose="test") as connection:
@@ -163,7 +174,7 @@ def test_an_expired_token_opens_nothing(service: Service, market: Market) -> Non
             "UPDATE assetclass.api_token SET expires_at = now() - interval '1 second' "
             "WHERE name = 'short'"
         )
-        wait_until(lambda: status(service, secret) == 401, patience=3)
+        require_closed_in_a_second(service, secret)
 
 
 def test_a_revoked_token_opens_nothing_a_second_later(service: Service, market: Market) -> None:
@@ -175,7 +186,7 @@ def test_a_revoked_token_opens_nothing_a_second_later(service: Service, market: 
         assert revoked.revoked_by == "me"
         with pytest.raises(TokenNotFoundError):
             revoke_token(connection, settings, "gone", by="me")
-    wait_until(lambda: status(service, secret) == 401, patience=3)
+    require_closed_in_a_second(service, secret)
     # The name is free again, for another secret.
     assert status(service, make_token(market.dsn, name="gone")) == 404
     assert status(service, secret) == 401
@@ -277,14 +288,17 @@ def test_refusals_are_recorded_and_a_flood_of_them_is_counted(market: Market) ->
     before = len(audit_entries(market.dsn, "call_api"))
     viewer = make_token(market.dsn, name="nosy")
     with serving(market.dsn, own_things) as service:
+        began = time.monotonic()
         for _ in range(15):
             service.ask("GET", ROW, "act_wrong", headers={"X-Correlation-ID": "flood"})
+        seconds = time.monotonic() - began
         assert service.ask("POST", "own?by=x", viewer).status_code == 403
     recorded = audit_entries(market.dsn, "call_api")[before:]
     # Another server may just have written what it had counted before.
     of_flood = [entry for entry in recorded if entry["correlation_id"] == "flood"]
     of_unknown = [entry for entry in of_flood if entry["actor"] == "(unauthenticated)"]
-    assert 1 <= len(of_unknown) <= 3
+    # The first one, then one a second, and the rest at the end.
+    assert 1 <= len(of_unknown) <= 2 + seconds
     assert sum(entry["parameters"].get("times", 1) for entry in of_unknown) == 15
     assert of_unknown[0]["outcome"] == "UNAUTHORIZED"
     assert of_unknown[0]["origin"] == "127.0.0.1"

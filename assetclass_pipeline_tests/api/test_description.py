@@ -162,9 +162,6 @@ def test_every_answer_is_one_that_the_document_promises(
 
         @settings(
             max_examples=most_cases(request.config),
-            deadline=None,
-            derandomize=True,
-            database=None,
             phases=[Phase.generate],
             suppress_health_check=[*HealthCheck],
         )

@@ -24,10 +24,12 @@ from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.model.rollback import RollbackOptions
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline_tests.api.service import (
+    LONGEST,
     Service,
     audit_entries,
     make_token,
     serving_process,
+    wait_until,
 )
 from assetclass_pipeline_tests.market import Market
 
@@ -176,9 +178,13 @@ def test_of_many_clients_at_the_same_instant_exactly_one_is_accepted(
     tokens: dict[Role, str], market: Market, tmp_path: Path
 ) -> None:
     """Twenty processes ask two processes of the API; all are connected before the first asks."""
+    # Who is connected first waits until all are.
+    patience = str(2 * LONGEST)
     with (
-        serving_process(market.dsn, tmp_path / "one") as one,
-        serving_process(market.dsn, tmp_path / "other") as other,
+        serving_process(market.dsn, tmp_path / "one", ASSETCLASS_API__READ_TIMEOUT=patience) as one,
+        serving_process(
+            market.dsn, tmp_path / "other", ASSETCLASS_API__READ_TIMEOUT=patience
+        ) as other,
         ExitStack() as stack,
     ):
         clients = []
@@ -234,8 +240,7 @@ def test_prefer_wait_answers_when_the_operation_has_ended(
         answered = pool.submit(
             operator.post, "execute", json={}, headers={"Prefer": "respond-async, wait=30"}
         )
-        while market.value("SELECT count(*) FROM assetclass.operation") == 0:
-            pass
+        wait_until(lambda: market.value("SELECT count(*) FROM assetclass.operation") == 1)
         take_up(market)
         response = answered.result(30)
     accepted(response)

@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import LiteralString
 
 import httpx
 import psycopg
@@ -19,6 +21,7 @@ from assetclass_pipeline.database import schema
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.settings import load_settings
 from assetclass_pipeline_tests.api.service import (
+    LONGEST,
     Service,
     make_token,
     serving,
@@ -30,13 +33,21 @@ from assetclass_pipeline_tests.market import Market, MarketConnection
 
 NOWHERE = "postgresql://nobody:s3cret@127.0.0.1:1/nothing"
 
+# So long, and until nobody keeps it asleep. (No lock that it waits for: that has a limit.)
+SLEEP: LiteralString = "SELECT pg_sleep(%s) FROM let_go()"
+LET_GO: LiteralString = """
+    CREATE FUNCTION let_go() RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+        WHILE NOT pg_try_advisory_xact_lock_shared(4711) LOOP PERFORM pg_sleep(0.01); END LOOP;
+        RETURN 1;
+    END $$"""
+
 slow_things = APIRouter()
 
 
 @slow_things.get("/asleep")
 async def asleep(request: Request, seconds: float, longest: float = 60) -> Response:
     def sleep(connection: MarketConnection) -> str:
-        connection.execute("SELECT pg_sleep(%s)", [seconds])
+        connection.execute(SLEEP, [seconds])
         return "awake"
 
     return answer(request, await run_cancellable(request, sleep, seconds=longest))
@@ -44,7 +55,7 @@ async def asleep(request: Request, seconds: float, longest: float = 60) -> Respo
 
 @slow_things.get("/busy")
 def busy(request: Request, seconds: float, connection: DatabaseConnection) -> Response:
-    connection.execute("SELECT pg_sleep(%s)", [seconds])
+    connection.execute(SLEEP, [seconds])
     return answer(request, "done")
 
 
@@ -59,10 +70,24 @@ def surprise() -> None:
 
 
 @pytest.fixture(scope="module")
+def market(market: Market) -> Market:
+    market.connection.execute(LET_GO)
+    return market
+
+
+@pytest.fixture(scope="module")
 def service(market: Market) -> Iterator[Service]:
     api = {"connections": 2, "connection_wait": 0.3, "scans": 2, "scan_wait": 0.3}
     with serving(market.dsn, slow_things, api=api) as running:
         yield running
+
+
+@contextmanager
+def nobody_wakes(market: Market) -> Iterator[None]:
+    """What sleeps goes on sleeping as long as this lives, however slow the machine."""
+    with psycopg.connect(market.dsn) as keeper:
+        keeper.execute("SELECT pg_advisory_xact_lock(4711)")
+        yield
 
 
 def asleep_in(market: Market) -> int:
@@ -76,7 +101,7 @@ def asleep_in(market: Market) -> int:
 def test_a_statement_whose_client_goes_away_is_ended(service: Service, market: Market) -> None:
     with service.client() as client, pytest.raises(httpx.ReadTimeout):
         client.get("asleep?seconds=60", timeout=0.5)
-    wait_until(lambda: asleep_in(market) == 0, patience=5)
+    wait_until(lambda: asleep_in(market) == 0)
 
 
 def test_an_answer_that_takes_too_long_is_given_up(service: Service, market: Market) -> None:
@@ -84,7 +109,7 @@ def test_an_answer_that_takes_too_long_is_given_up(service: Service, market: Mar
     assert (said.status_code, said.json()["errorCode"]) == (503, "DEADLINE_EXCEEDED")
     assert "ASSETCLASS_API__SCAN_DEADLINE" in said.json()["message"]
     assert said.headers["Retry-After"] == "5"
-    wait_until(lambda: asleep_in(market) == 0, patience=5)
+    wait_until(lambda: asleep_in(market) == 0)
 
 
 def test_an_answer_in_time_is_given(service: Service) -> None:
@@ -92,28 +117,28 @@ def test_an_answer_in_time_is_given(service: Service) -> None:
 
 
 def test_more_scans_than_places_are_refused_and_the_places_come_back(
-    service: Service, market: Market
+    service: Service, market: Market, tokens: dict[Role, str]
 ) -> None:
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(service.ask, "GET", "asleep?seconds=1.5") for _ in range(2)]
-        wait_until(lambda: asleep_in(market) == 2)
-        said = service.ask("GET", "asleep?seconds=0")
-        assert (said.status_code, said.json()["errorCode"]) == (503, "SERVER_BUSY")
-        # Those do not keep the short ones waiting.
-        assert service.ask("GET", "busy?seconds=0").status_code == 200
+        with nobody_wakes(market):
+            running = [pool.submit(service.ask, "GET", "asleep?seconds=0") for _ in range(2)]
+            wait_until(lambda: asleep_in(market) == 2)
+            said = service.ask("GET", "asleep?seconds=0")
+            assert (said.status_code, said.json()["errorCode"]) == (503, "SERVER_BUSY")
+            # Those do not keep the short ones waiting.
+            assert service.ask("GET", "status", tokens[Role.VIEWER]).status_code == 200
         assert [one.result().status_code for one in running] == [200, 200]
     assert service.ask("GET", "asleep?seconds=0").status_code == 200
 
 
 def test_more_requests_than_connections_are_refused_soon(service: Service, market: Market) -> None:
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(service.ask, "GET", "busy?seconds=1.5") for _ in range(2)]
-        wait_until(lambda: asleep_in(market) == 2)
-        began = time.monotonic()
-        said = service.ask("GET", "busy?seconds=0")
-        assert time.monotonic() - began < 1
-        assert (said.status_code, said.json()["errorCode"]) == (503, "SERVER_BUSY")
-        assert "Retry-After" in said.headers
+        with nobody_wakes(market):
+            running = [pool.submit(service.ask, "GET", "busy?seconds=0") for _ in range(2)]
+            wait_until(lambda: asleep_in(market) == 2)
+            said = service.ask("GET", "busy?seconds=0")
+            assert (said.status_code, said.json()["errorCode"]) == (503, "SERVER_BUSY")
+            assert "Retry-After" in said.headers
         assert [one.result().status_code for one in running] == [200, 200]
     assert service.ask("GET", "busy?seconds=0").status_code == 200
 
@@ -124,7 +149,7 @@ def test_connections_are_used_again_and_never_in_a_broken_state(
     for path in ("busy?seconds=0", "bug", "busy?seconds=0"):
         service.ask("GET", path)
     market.connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity "
         "WHERE application_name = 'assetclass: api' AND datname = current_database()"
     )
     time.sleep(1.1)  # used later than that, it is asked first whether it lives
@@ -138,7 +163,7 @@ def test_connections_are_used_again_and_never_in_a_broken_state(
 
 def test_many_at_once_are_all_answered(market: Market, tokens: dict[Role, str]) -> None:
     """Far more than connections: whoever has one never waits for somebody who wants one."""
-    api = {"connections": 2, "connection_wait": 15, "fallback": False}
+    api = {"connections": 2, "connection_wait": LONGEST, "fallback": False}
     with (
         serving(market.dsn, slow_things, api=api) as service,
         service.client(tokens[Role.VIEWER]) as client,
@@ -166,10 +191,11 @@ def test_what_nobody_expected_is_told_to_the_log_and_to_nobody_else(
 def test_as_many_requests_as_the_settings_say_are_open_at_once(market: Market) -> None:
     with serving(market.dsn, slow_things, api={"most_requests": 1}) as service:
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(service.ask, "GET", "busy?seconds=1")
-            wait_until(lambda: asleep_in(market) == 1)
-            said = service.ask("GET", "busy?seconds=0")
-            assert (said.status_code, said.json()["errorCode"]) == (503, "SERVER_BUSY")
+            with nobody_wakes(market):
+                running = pool.submit(service.ask, "GET", "busy?seconds=0")
+                wait_until(lambda: asleep_in(market) == 1)
+                said = service.ask("GET", "busy?seconds=0")
+                assert (said.status_code, said.json()["errorCode"]) == (503, "SERVER_BUSY")
             assert running.result().status_code == 200
         assert service.ask("GET", "busy?seconds=0").status_code == 200
 
@@ -185,12 +211,12 @@ def test_strangers_take_no_connection() -> None:
 def test_without_database_it_starts_and_says_so_without_saying_too_much(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with serving(NOWHERE) as service:
+    with serving(NOWHERE, api={"connection_wait": 60}) as service:
         down = service.ask("GET", "health")
         assert (down.status_code, down.json()["data"]["isHealthy"]) == (503, False)
         began = time.monotonic()
         said = service.ask("GET", "status", "act_" + "x" * 43)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < LONGEST
         assert (said.status_code, said.json()["errorCode"]) == (503, "DATABASE_UNAVAILABLE")
         assert said.headers["Retry-After"] == "5"
         assert "s3cret" not in said.text
@@ -223,7 +249,15 @@ def test_a_database_that_stops_and_starts_is_found_again(tmp_path: Path) -> None
             victim.start()
             if victim.url() != dsn:
                 pytest.skip("the server came back on another port")
-            wait_until(lambda: client.get("status").status_code == 200, patience=15)
+            wait_until(lambda: client.get("status").status_code == 200)
+
+
+def waiting_in(market: Market) -> int:
+    [(number,)] = market.connection.execute(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted "
+        "AND relation = 'assetclass.api_token'::regclass"
+    ).fetchall()
+    return int(number)
 
 
 def test_it_finishes_what_it_has_begun_when_it_is_stopped(
@@ -231,7 +265,9 @@ def test_it_finishes_what_it_has_begun_when_it_is_stopped(
 ) -> None:
     """A request that waits in the database when SIGTERM comes gets its answer."""
     with (
-        serving_process(market.dsn, tmp_path / "log") as running,
+        serving_process(
+            market.dsn, tmp_path / "log", ASSETCLASS_SESSION__LOCK_TIMEOUT=str(LONGEST)
+        ) as running,
         psycopg.connect(market.dsn) as blocker,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -243,7 +279,7 @@ def test_it_finishes_what_it_has_begun_when_it_is_stopped(
             tokens[Role.VIEWER],
             headers={"X-Correlation-ID": "last"},
         )
-        time.sleep(0.3)
+        wait_until(lambda: waiting_in(market) == 1)
         ended = threading.Thread(target=running.end, args=[signal.SIGTERM])
         ended.start()
         blocker.rollback()

@@ -58,7 +58,7 @@ def executing(assetclass: Command, market: Market, *options: str) -> Iterator[Ex
     market.fill(RECORDS)
     market.execute(
         "CREATE FUNCTION rest() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$"
+        "$$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$"
     )
     market.execute(
         "CREATE TRIGGER rest AFTER UPDATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION rest()",

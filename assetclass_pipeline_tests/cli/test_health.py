@@ -17,7 +17,7 @@ def test_health_prints_one_document_or_a_table(
     assetclass: Command, market: Market, tmp_path: Path
 ) -> None:
     market.list_symbols(("AAPL", "STOCK"))
-    finished = assetclass("health", "--json")
+    finished = assetclass("health", "--json", ASSETCLASS_HEALTH__TIMEOUT="30")
     # No daemon runs beside this test.
     assert (finished.status, finished.err) == (1, ""), finished.explain()
     document = finished.document

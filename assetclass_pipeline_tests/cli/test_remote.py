@@ -75,7 +75,9 @@ class Terminal:
 
 
 @pytest.fixture
-def service(market: Market) -> Iterator[Service]:
+def service(market: Market, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    # How long a look at a part may take is no matter of where one looks from.
+    monkeypatch.setenv("ASSETCLASS_HEALTH__TIMEOUT", "30")
     with serving(market.dsn) as running:
         yield running
 

@@ -23,7 +23,6 @@ from assetclass_pipeline.errors import (
     ServerBusyError,
     TooManyRequestsError,
 )
-from assetclass_pipeline_tests.api.service import free_port
 from assetclass_pipeline_tests.client.scripted import (
     DROPPED,
     Said,
@@ -32,6 +31,7 @@ from assetclass_pipeline_tests.client.scripted import (
     refused,
     scripted,
 )
+from assetclass_pipeline_tests.ports import free_port
 
 TOKEN = "act_0123456789abcdef"
 IDLE: dict[str, Any] = {"isRunning": False, "currentOperation": None, "recentOperations": []}

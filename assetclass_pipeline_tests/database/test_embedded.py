@@ -144,6 +144,25 @@ def command_lines(below: Path) -> list[str]:
     return found
 
 
+def accounts(below: Path) -> set[int]:
+    """Of every living process of PostgreSQL that works below a directory; some come and go."""
+    found = set()
+    for process in server_processes(below):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.add(process.uids().real)
+    assert found
+    return found
+
+
+def child_that_says(of: psutil.Process, words: str) -> psutil.Process | None:
+    """The server's process that calls itself so; a new one has no name of its own yet."""
+    for process in of.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if words in " ".join(process.cmdline()):
+                return process
+    return None
+
+
 def postmaster_pid(directory: Path) -> int:
     return int((directory / "data" / "postmaster.pid").read_text().split()[0])
 
@@ -377,7 +396,10 @@ class TestStopThatStops:
         server = EmbeddedServer(prepared, stop_timeout=0.5, settings=SMALL)
         server.start()
         postmaster = psutil.Process(postmaster_pid(prepared))
-        [checkpointer] = [p for p in postmaster.children() if "checkpointer" in p.cmdline()[0]]
+        deadline = time.monotonic() + 30
+        while (checkpointer := child_that_says(postmaster, "checkpointer")) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         checkpointer.suspend()
         server.stop()
         assert not server_processes(prepared)
@@ -492,15 +514,16 @@ def hold_recovery(directory: Path, seconds: float) -> Iterator[threading.Event]:
 
     def hold() -> None:
         while not over.wait(0.002):
-            # The pid on record is still the crashed server's at first.
-            with contextlib.suppress(psutil.Error, OSError):
-                for process in psutil.Process(postmaster_pid(directory)).children():
-                    if "startup" in process.cmdline()[0]:
-                        process.suspend()
-                        held.set()
-                        over.wait(seconds)
-                        process.resume()
-                        return
+            # The pid on record is still the crashed server's at first, and then none for a moment.
+            with contextlib.suppress(psutil.Error, OSError, IndexError, ValueError):
+                server = psutil.Process(postmaster_pid(directory))
+                # By then its log says what it does.
+                if (startup := child_that_says(server, "startup recovering")) is not None:
+                    startup.suspend()
+                    held.set()
+                    over.wait(seconds)
+                    startup.resume()
+                    return
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -515,7 +538,7 @@ class TestAccounts:
     @as_root
     def test_root_runs_it_as_someone_else(self, prepared: Path) -> None:
         with EmbeddedServer(prepared, settings=SMALL):
-            assert {process.uids().real for process in server_processes(prepared)}.isdisjoint({0})
+            assert 0 not in accounts(prepared)
 
     @as_root
     def test_root_can_use_a_directory_that_is_closed_to_others(self, tmp_path: Path) -> None:
@@ -573,10 +596,10 @@ class TestAccounts:
             directory = Path(home) / "postgresql"
             user = start_user(directory, "--account", "nobody")
             dsn_of(user)
-            assert {p.uids().real for p in server_processes(directory)} == {nobody.pw_uid}
+            assert accounts(directory) == {nobody.pw_uid}
             leave(user)
             with EmbeddedServer(directory, settings=SMALL):
-                assert {p.uids().real for p in server_processes(directory)} == {nobody.pw_uid}
+                assert accounts(directory) == {nobody.pw_uid}
             again = start_user(directory, "--account", "nobody")
             dsn_of(again)
             leave(again)

@@ -7,12 +7,15 @@ from pydantic import SecretStr
 
 from assetclass_pipeline.definitions import build_defs
 from assetclass_pipeline.defs.health import health_for_alerts
+from assetclass_pipeline.settings import HealthSettings
 from assetclass_pipeline_tests.defs.conftest import Pipeline
 from assetclass_pipeline_tests.defs.test_upkeep import metadata_of, rows_of
 
 
 def check(pipeline: Pipeline, **settings: object) -> dict[str, Any]:
-    chosen = pipeline.settings.model_copy(update=settings)
+    # A busy machine is slow, and not ill.
+    patient = HealthSettings(timeout=30)
+    chosen = pipeline.settings.model_copy(update={"health": patient, **settings})
     result = (
         build_defs(settings=chosen)
         .resolve_job_def("health_check_job")

@@ -124,7 +124,7 @@ def terminate(pipeline: Pipeline, worker: subprocess.Popen[bytes], run_id: str) 
     assert run is not None
     pipeline.instance.report_run_canceling(run)
     worker.send_signal(signal.SIGINT)
-    worker.wait(timeout=30)
+    worker.wait(timeout=120)
     run = pipeline.instance.get_run_by_id(run_id)
     assert run is not None
     assert run.status is dg.DagsterRunStatus.CANCELED

@@ -26,7 +26,7 @@ from assetclass_pipeline_tests.api.service import make_token, serving
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.debian import find_programs
 from assetclass_pipeline_tests.market import Market, open_market
-from assetclass_pipeline_tests.prometheus import free_port
+from assetclass_pipeline_tests.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "proxy"
 API, DAGSTER = "api.example.com", "dagster.example.com"

@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.engine.analysis import analyse
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct, plan
+from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.engine.operations import get_operation, proof
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
 from assetclass_pipeline.model.months import EVERYTHING, TimeRange
@@ -61,6 +63,11 @@ def plan_now(market: Market, request: CorrectionRequest, *, park: bool = True) -
     return plan(market.dsn, market.settings, request, park=park)
 
 
+def keep_alive(market: Market) -> None:
+    """As if the process of an operation went on, however long a busy machine takes to look."""
+    market.execute("UPDATE assetclass.operation_heartbeat SET beat_at = now() + interval '1 hour'")
+
+
 def tables_of(market: Market) -> MarketTables:
     """The market tables as the engine sees them."""
     with connect(market.dsn, market.settings, purpose="test") as connection:
@@ -83,6 +90,19 @@ def proof_of(market: Market, correction_id: str) -> Proof:
     """The sums of its ledger."""
     with connect(market.dsn, market.settings, purpose="test") as connection:
         return proof(connection, market.settings, correction_id)
+
+
+def holders_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[Holder]:
+    """Whoever holds an operation from now on, so that a test can let their time run out."""
+    holders: list[Holder] = []
+    enter = Holder.__enter__
+
+    def entered(holder: Holder) -> Holder:
+        holders.append(holder)
+        return enter(holder)
+
+    monkeypatch.setattr(Holder, "__enter__", entered)
+    return holders
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from assetclass_pipeline.model.audit import Actor, ActorKind, AuditEntry, AuditR
 from assetclass_pipeline.model.operation import Status
 from assetclass_pipeline.model.tuning import Tuning
 from assetclass_pipeline.settings import Settings
-from assetclass_pipeline_tests.engine.runs import correct_now, plan_now, request_of
+from assetclass_pipeline_tests.engine.runs import correct_now, keep_alive, plan_now, request_of
 from assetclass_pipeline_tests.market import Market
 
 SETTINGS = Settings()
@@ -463,6 +463,7 @@ class TestWhatIsRecorded:
     ) -> None:
         request = request_of()
         plan_now(market.fill(10), request, park=False)
+        keep_alive(market)
         named = request.correction_id
         before = len(entries_of(connection))
         ask_to_pause(connection, market.settings, named, by="anna")

@@ -26,7 +26,7 @@ from assetclass_pipeline.errors import (
 )
 from assetclass_pipeline.model.backup import Backup, BackupState, Verification
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
-from assetclass_pipeline_tests.engine.runs import correct_now, plan_now, request_of
+from assetclass_pipeline_tests.engine.runs import correct_now, keep_alive, plan_now, request_of
 from assetclass_pipeline_tests.market import Bar, Market
 
 RECORDS = 60
@@ -406,6 +406,7 @@ def test_one_that_is_being_written_is_not_verified(market: Market) -> None:
     market.fill(RECORDS)
     request = request_of()
     plan_now(market, request, park=False)
+    keep_alive(market)
     with pytest.raises(OperationStateError, match="still writes its backup"):
         verify(market, request.correction_id)
     with connect(market.dsn, market.settings, purpose="test") as connection:

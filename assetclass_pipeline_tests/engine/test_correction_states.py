@@ -1,8 +1,8 @@
 """How corrections end: nothing to do, dry runs, no backup, cancelled, out of time, and undone."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from uuid import uuid4
 
 import psycopg
@@ -24,14 +24,15 @@ from assetclass_pipeline.errors import (
 from assetclass_pipeline.model.operation import Operation, Phase, Status
 from assetclass_pipeline_tests.engine.runs import (
     correct_now,
+    holders_from_now_on,
     operation_of,
-    options_of,
     plan_now,
     proof_of,
     report_of,
     request_of,
     tables_of,
 )
+from assetclass_pipeline_tests.engine.test_control import asking, running
 from assetclass_pipeline_tests.market import Bar, Market
 
 
@@ -154,15 +155,10 @@ def test_without_a_backup_the_summary_stays_and_the_plan_does_not(market: Market
 
 class TestStopping:
     def cancel_in_mid_run(self, market: Market, request: CorrectionRequest) -> None:
-        """Ask for it once some batches are done; a lock holds the others back until it is heard."""
-        with connect(market.dsn, market.settings, purpose="test") as connection:
-
-            def ask(operation: Operation) -> None:
-                if operation.phase is Phase.CORRECTING:
-                    ask_to_cancel(connection, market.settings, request.correction_id, by="test")
-
-            with pytest.raises(OperationCancelledError):
-                correct(market.dsn, market.settings, request, observe=ask)
+        """Ask for it once some batches are done."""
+        with running(market, request) as correction, asking(market) as connection:
+            ask_to_cancel(connection, market.settings, request.correction_id, by="test")
+        assert isinstance(correction.ended[0], OperationCancelledError), correction.ended
 
     def slow_down(self, market: Market) -> None:
         """Each statement takes 50 ms."""
@@ -195,14 +191,18 @@ class TestStopping:
         assert resumed.error is None
         assert market.backup_tables() == [resumed.backup_table]
 
-    def test_timeout_stops_between_batches_and_a_resume_goes_on(self, market: Market) -> None:
+    def test_timeout_stops_between_batches_and_a_resume_goes_on(
+        self, market: Market, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.slow_down(market.fill(1000))
         correction_id = str(uuid4())
-        # Nobody may ask for less than a minute, so the planned operation is picked up with less.
-        plan_now(market, request_of(correction_id, workers=1))
-        short = options_of(workers=1).model_copy(update={"timeout": timedelta(seconds=1)})
-        with pytest.raises(OperationTimedOutError):
-            correct_now(market, CorrectionRequest(correction_id, short))
+        holders = holders_from_now_on(monkeypatch)
+        began = time.monotonic()
+        with running(market, request_of(correction_id, workers=1, timeout="00:10:00")) as it:
+            assert 600 <= holders[0]._deadline - began < 600 + (time.monotonic() - began)
+            # As if those ten minutes were over.
+            holders[0]._deadline -= 600
+        assert isinstance(it.ended[0], OperationTimedOutError), it.ended
         stopped = operation_of(market, correction_id)
         assert stopped.status is Status.TIMED_OUT
         assert 0 < stopped.records_corrected < 1000

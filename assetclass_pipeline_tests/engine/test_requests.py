@@ -45,6 +45,7 @@ from assetclass_pipeline_tests.engine.conftest import MakeMarket
 from assetclass_pipeline_tests.engine.runs import (
     broken_after,
     correct_now,
+    keep_alive,
     operation_of,
     plan_now,
     request_of,
@@ -219,7 +220,9 @@ def _undo_before_later(market: Market) -> RollbackRequest:
 
 
 def _undo_what_is_active(market: Market) -> RollbackRequest:
-    return undo_request_of(plan_now(market, request_of(), park=False).correction_id)
+    active = plan_now(market, request_of(), park=False).correction_id
+    keep_alive(market)
+    return undo_request_of(active)
 
 
 def _undo_while_active(market: Market) -> RollbackRequest:
@@ -235,6 +238,7 @@ def _while_requested(market: Market) -> CorrectionRequest:
 
 def _while_running(market: Market) -> CorrectionRequest:
     plan_now(market, request_of(), park=False)
+    keep_alive(market)
     return request_of()
 
 
@@ -552,6 +556,7 @@ def test_what_a_run_took_up_is_not_ended_as_waiting(market: Market) -> None:
     request = waiting(market)
     assert request is not None
     plan_now(market, request_of(asked.correction_id), park=False)
+    keep_alive(market)
     with connect(market.dsn, market.settings, purpose="test") as connection:
         ended = end_request(
             connection, market.settings, request, Status.FAILED, code="RUN_FAILED", message=""

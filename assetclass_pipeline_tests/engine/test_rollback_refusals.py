@@ -28,6 +28,7 @@ from assetclass_pipeline_tests.engine.conftest import MakeMarket
 from assetclass_pipeline_tests.engine.runs import (
     broken_after,
     correct_now,
+    keep_alive,
     operation_of,
     plan_now,
     request_of,
@@ -75,7 +76,9 @@ def _only_planned(market: Market) -> str:
 
 
 def _active(market: Market) -> str:
-    return plan_now(market, request_of(), park=False).correction_id
+    active = plan_now(market, request_of(), park=False).correction_id
+    keep_alive(market)
+    return active
 
 
 def _own_rollback(market: Market) -> str:

@@ -61,6 +61,13 @@ class Victim:
         pid = self.pid
         os.kill(pid, number)
         deadline = time.monotonic() + PATIENCE
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        while _lives(pid):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -36,13 +36,7 @@ GENTLE, BALANCED, FAST = (PROFILES[pace] for pace in Pace)
 TARGET = BALANCED.target_seconds
 WIDE = Bounds(floor=100, cap=5000, most_workers=4)
 
-stable = settings(
-    derandomize=True,
-    max_examples=300,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+often = settings(max_examples=300)
 seeds = st.randoms(use_true_random=True)  # true here means: seeded, not drawn bit by bit
 
 
@@ -260,7 +254,7 @@ durations = st.one_of(
 )
 
 
-@stable
+@often
 @given(
     st.integers(1, 200),
     st.integers(0, 9800),
@@ -283,7 +277,7 @@ def test_whatever_batches_took_size_stays_in_bounds_grows_at_most_by_half_and_ca
         assert restore(json.loads(stored), bounds) == pacing
 
 
-@stable
+@often
 @given(
     st.integers(100, 5000),
     st.floats(0, 1),
@@ -298,7 +292,7 @@ def test_a_batch_of_five_times_the_target_halves_the_size_or_more_whatever_was_k
     assert cut.batch_size <= max(math.ceil(size / 2), WIDE.floor)
 
 
-@stable
+@often
 @given(databases(fixed=0.5, noise=0.3), st.integers(100, 5000), seeds)
 def test_size_of_a_noisy_database_comes_to_the_target_and_stays(
     found: tuple[Database, int], start: int, random: Random
@@ -311,7 +305,7 @@ def test_size_of_a_noisy_database_comes_to_the_target_and_stays(
     assert all(0.5 * ideal <= state.batch_size <= 1.75 * ideal for state in states)
 
 
-@stable
+@often
 @given(databases(fixed=0.9), st.integers(100, 5000))
 def test_size_of_a_steady_database_approaches_from_one_side_and_never_swings(
     found: tuple[Database, int], start: int
@@ -324,7 +318,7 @@ def test_size_of_a_steady_database_approaches_from_one_side_and_never_swings(
     assert abs(sizes[-1] - ideal) <= abs(start - ideal)
 
 
-@stable
+@often
 @given(databases(fixed=0.05, noise=0.3), seeds)
 def test_a_database_ten_times_slower_is_followed_in_six_batches_and_regained_in_steps(
     found: tuple[Database, int], random: Random
@@ -345,7 +339,7 @@ def test_a_database_ten_times_slower_is_followed_in_six_batches_and_regained_in_
     assert all(database.seconds(state.batch_size) >= 0.65 * TARGET for state in regained[40:])
 
 
-@stable
+@often
 @given(databases(fixed=0.9), st.lists(st.floats(0, 0.499), max_size=50))
 def test_ends_of_leaves_leave_the_size_of_a_steady_database_alone(
     found: tuple[Database, int], ends: list[float]
@@ -527,7 +521,7 @@ class Server:
 servers = st.builds(Server, st.integers(1, 16), st.sampled_from([0.0, 0.1]))
 
 
-@stable
+@often
 @given(servers, st.integers(1, 16), seeds)
 @example(Server(2), 16, Random(1))  # noqa: S311 - a simulation
 def test_workers_settle_within_10_percent_of_the_best_throughput_and_do_not_thrash(
@@ -541,7 +535,7 @@ def test_workers_settle_within_10_percent_of_the_best_throughput_and_do_not_thra
     assert max(sum(changed[start : start + 50]) for start in range(len(changed) - 50)) <= 8
 
 
-@stable
+@often
 @given(st.integers(2, 8), st.integers(2, 8), seeds)
 def test_a_server_that_changes_in_mid_run_is_followed(
     cores: int, cores_later: int, random: Random
@@ -554,7 +548,7 @@ def test_a_server_that_changes_in_mid_run_is_followed(
     assert server.share_near_best(settled, bounds) >= 0.85
 
 
-@stable
+@often
 @given(st.integers(3, 8), seeds)
 def test_workers_that_bring_nothing_are_given_up(workers: int, random: Random) -> None:
     bounds = Bounds(cap=1000, most_workers=workers)
@@ -571,7 +565,7 @@ events: dict[str, Callable[[Pacing, Bounds], Pacing]] = {
 }
 
 
-@stable
+@often
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(events)), st.integers(1, 16)), max_size=60),
 )
@@ -661,7 +655,7 @@ json_values = st.recursive(
 )
 
 
-@stable
+@often
 @given(
     st.one_of(
         json_values,

@@ -93,7 +93,7 @@ class Outbox:
             values=(status, status, alert_id),
         )
 
-    def deliver(self, *, most: int = 100, seconds: float = 5) -> DeliveryReport:
+    def deliver(self, *, most: int = 100, seconds: float = 60) -> DeliveryReport:
         """One round."""
         with connect(self.market.dsn, self.settings, purpose="test") as connection:
             return deliver_due(connection, self.settings, most=most, seconds=seconds)

@@ -385,13 +385,14 @@ def test_a_watcher_goes_on_where_it_was(store: Store) -> None:
             assert alert_store.position(cursor, "watcher", "another storage") is None
 
 
-def test_the_second_look_waits_for_the_first(store: Store) -> None:
+def test_the_second_look_waits_for_the_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alert_store, "_PATIENCE", {"lock_timeout": "20ms"})
     with transaction(store.connection, store.settings) as cursor:
         assert alert_store.position(cursor, "watcher", "storage") is None
         with (
             closing(connect(store.dsn, store.settings, purpose="test")) as other,
             pytest.raises(psycopg.errors.LockNotAvailable),
-            transaction(other, store.settings, lock_timeout="20ms") as second,
+            transaction(other, store.settings) as second,
         ):
             alert_store.position(second, "watcher", "storage")
 
@@ -462,17 +463,18 @@ def test_a_snooze_lets_waiting_messages_wait(store: Store) -> None:
 
 def test_a_try_under_way_is_put_off_but_never_brought_forward(store: Store) -> None:
     store.judge(found("a"), found("b"))
-    store.rows(
+    [(lease,)] = store.rows(
         "UPDATE assetclass.notification SET attempts = 1, due_at = now() + interval '70 s'"
-        " WHERE alert_id = (SELECT id FROM assetclass.alert WHERE cause = 'a')"
+        " WHERE alert_id = (SELECT id FROM assetclass.alert WHERE cause = 'a') RETURNING due_at"
     )
-    due = "SELECT extract(epoch FROM due_at - now())::int FROM assetclass.notification ORDER BY id"
+    dues = "SELECT due_at FROM assetclass.notification ORDER BY id"
+    ends = "SELECT ends_at FROM assetclass.maintenance_window ORDER BY id DESC LIMIT 1"
     window = _window(store, 30)
-    assert [each[0] for each in store.rows(due)] == [70, 30]
-    alert_store.end_window(store.connection, store.settings, window, by="ada")
-    assert [each[0] for each in store.rows(due)] == [70, 0]
+    assert store.rows(dues) == [(lease,), *store.rows(ends)]
+    ended = alert_store.end_window(store.connection, store.settings, window, by="ada")
+    assert store.rows(dues) == [(lease,), (ended.ends_at,)]
     _window(store, 90)
-    assert [each[0] for each in store.rows(due)] == [90, 90]
+    assert store.rows(dues) == store.rows(ends) * 2
 
 
 def test_what_is_due_already_stays_due_since_then(store: Store) -> None:

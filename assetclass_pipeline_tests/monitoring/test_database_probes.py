@@ -69,13 +69,9 @@ def test_all_is_well(market: Market) -> None:
 
 def test_looking_writes_nothing(market: Market, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    written = """SELECT xact_commit, tup_inserted + tup_updated + tup_deleted
-                 FROM pg_stat_database WHERE datname = current_database()"""
-    market.execute("SELECT pg_stat_force_next_flush()")
-    before = market.rows(written)[0][1]
+    before = market.everything()
     assert ask(market, home=home, archive_directory=home / "archive").is_healthy
-    market.execute("SELECT pg_stat_force_next_flush()")
-    assert market.rows(written)[0][1] == before
+    assert market.everything() == before
     assert not home.exists()
 
 
@@ -372,7 +368,7 @@ def test_a_refused_connection_answers_at_once(market: Market) -> None:
         port = taken.getsockname()[1]
     began = time.monotonic()
     health = ask_at(make_conninfo(market.dsn, port=port), market.settings)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PATIENT.timeout
     assert {*health.components} == {*health.failing}
     assert "cannot be reached" in health.components["database"].message
     assert "password" not in str(health).lower()
@@ -389,8 +385,8 @@ def test_a_server_that_says_nothing_does_not_hold_the_answer(market: Market) -> 
     ):
         for _ in range(5):
             began = time.monotonic()
-            health = check_health(probes, seconds=1)
-            assert time.monotonic() - began < 0.6
+            health = check_health(probes, seconds=PATIENT.timeout)
+            assert time.monotonic() - began < PATIENT.timeout
             assert {*health.components} == {*health.failing}
         assert len(_looking()) <= len(probes)
         # Who says nothing when somebody logs in is not waited for, however long that may take.
@@ -410,8 +406,8 @@ def _wait_until_nobody_looks() -> None:
 def test_connections_that_fall_silent_are_cut(
     market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("assetclass_pipeline.monitoring.database_probes._HANGING_AFTER", 0.3)
-    quick = HealthSettings(timeout=0.2)
+    monkeypatch.setattr("assetclass_pipeline.monitoring.database_probes._HANGING_AFTER", 1.2)
+    quick = HealthSettings(timeout=1)
     with (
         Proxy(lambda: market.dsn) as proxy,
         database_probes(
@@ -421,16 +417,16 @@ def test_connections_that_fall_silent_are_cut(
         _settle(probes)
         for link in proxy.links:
             link.stall()
-        health = check_health(probes, seconds=1)
-        assert "No answer within 200 ms." in {part.message for part in health.components.values()}
+        health = check_health(probes, seconds=PATIENT.timeout)
+        assert "No answer within 1000 ms." in {part.message for part in health.components.values()}
         # The old connections stay silent for ever; new ones get through.
         _settle(probes)
     _wait_until_nobody_looks()
 
 
 def _settle(probes: object) -> None:
-    deadline = time.monotonic() + 20
-    while not (health := check_health(probes, seconds=1)).is_healthy:  # type: ignore[arg-type]
+    deadline = time.monotonic() + 60
+    while not (health := check_health(probes, seconds=PATIENT.timeout)).is_healthy:  # type: ignore[arg-type]
         assert time.monotonic() < deadline, health.failing
         time.sleep(0.05)
 
@@ -476,8 +472,8 @@ def test_a_table_that_is_locked_does_not_hold_the_answer(market: Market) -> None
     ):
         migration.execute("LOCK TABLE assetclass.notification IN ACCESS EXCLUSIVE MODE")
         began = time.monotonic()
-        health = check_health(probes, seconds=1)
-        assert time.monotonic() - began < 1
+        health = check_health(probes, seconds=PATIENT.timeout)
+        assert time.monotonic() - began < PATIENT.timeout
         assert "notifications" in health.failing
         migration.rollback()
     _wait_until_nobody_looks()

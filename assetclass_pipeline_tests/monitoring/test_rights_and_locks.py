@@ -22,13 +22,14 @@ from assetclass_pipeline.monitoring.health import check_health
 from assetclass_pipeline.monitoring.metrics import collect
 from assetclass_pipeline.monitoring.reminders import remind
 from assetclass_pipeline.monitoring.watching import judge_now, look_at_operations
-from assetclass_pipeline.settings import Settings
+from assetclass_pipeline.settings import HealthSettings, Settings
 from assetclass_pipeline_tests.market import Market, open_market
 from assetclass_pipeline_tests.monitoring.outbox import Outbox, alert_settings
 from assetclass_pipeline_tests.receiver import Receiver
 
 pytestmark = pytest.mark.every_postgres
 
+PATIENCE = 30.0
 _PASSWORD = "a password of tests"
 
 
@@ -67,8 +68,9 @@ def whole_watch(dsn: str, settings: Settings) -> None:
         [alert] = alert_store.list_alerts(connection, settings)
         alert_store.acknowledge(connection, settings, alert.id, by="ann")
         collect(connection, settings)
-    with database_probes(dsn, settings) as probes:
-        health = check_health(probes, seconds=20)
+    patient = settings.model_copy(update={"health": HealthSettings(timeout=PATIENCE)})
+    with database_probes(dsn, patient) as probes:
+        health = check_health(probes, seconds=PATIENCE)
     assert {name: one.message for name, one in health.failing.items()} == {}
 
 
@@ -106,9 +108,12 @@ def test_a_role_that_does_not_own_the_schema(market: Market, receiver: Receiver)
 
 
 def test_nobody_waits_for_who_holds_the_market_tables(market: Market, receiver: Receiver) -> None:
+    """Who waited would get an error in the end, or take longer than all of this together."""
     outbox = Outbox(market, alert_settings(receiver.channel("pager")))
+    limits = outbox.settings.session.model_copy(update={"lock_timeout": 2 * PATIENCE})
+    settings = outbox.settings.model_copy(update={"session": limits})
     with psycopg.connect(market.dsn) as holder:
         holder.execute("LOCK TABLE market_data, symbols IN ACCESS EXCLUSIVE MODE")
         began = time.monotonic()
-        whole_watch(market.dsn, outbox.settings)
-        assert time.monotonic() - began < 2
+        whole_watch(market.dsn, settings)
+        assert time.monotonic() - began < PATIENCE

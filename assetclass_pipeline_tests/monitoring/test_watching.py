@@ -23,6 +23,7 @@ from assetclass_pipeline.monitoring.watching import Look, look_at_operations
 from assetclass_pipeline.settings import Settings
 from assetclass_pipeline_tests.engine.runs import (
     correct_now,
+    keep_alive,
     plan_now,
     report_of,
     request_of,
@@ -137,6 +138,7 @@ def test_rolling_back_something_older_does_not(market: Market) -> None:
 def test_an_abandoned_operation_is_one_incident_until_its_end(market: Market) -> None:
     request = request_of()
     plan_now(market, request, park=False)
+    keep_alive(market)
     look(market)
     assert alerts(market) == {}
     market.execute("UPDATE assetclass.operation_heartbeat SET beat_at = now() - interval '1 hour'")
@@ -184,6 +186,7 @@ def test_one_that_runs_too_long_is_found_before_it_ends(market: Market) -> None:
 @pytest.mark.parametrize("signal", ["next_process", "window"])
 def test_time_in_which_it_was_not_to_run_is_no_violation(market: Market, signal: str) -> None:
     plan_now(market, request_of(), park=False)
+    keep_alive(market)
     market.execute("UPDATE assetclass.operation SET started_at = now() - interval '3 hours'")
     market.execute(
         "INSERT INTO assetclass.operation_wait (correction_id, signal, seconds) "

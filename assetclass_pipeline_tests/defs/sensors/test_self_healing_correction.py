@@ -11,6 +11,7 @@ from assetclass_pipeline.engine.correction import CorrectionRequest, plan
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline_tests.defs.conftest import Pipeline, failure
 from assetclass_pipeline_tests.defs.sensors.conftest import Watch
+from assetclass_pipeline_tests.engine.runs import keep_alive
 
 SENSOR = "self_healing_correction"
 ACTIVE = "11111111-2222-4333-8444-555555555555"
@@ -117,6 +118,7 @@ def test_not_while_an_operation_is_active(watch: Watch) -> None:
     settings = watch.pipeline.settings
     request = CorrectionRequest(ACTIVE, CorrectionOptions(), requested_by="grace")
     plan(watch.pipeline.market.dsn, settings, request, park=False)
+    keep_alive(watch.pipeline.market)
     assert ACTIVE in why_not(watch)
 
 
