@@ -9,6 +9,9 @@ SOURCES := assetclass_pipeline assetclass_pipeline_tests benchmarks deploy setup
 # Test processes: one more than there are cores, up to four, because some tests wait for Dagster.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 
+# Tests start hundreds of processes: without kept bytecode each would compile all our modules anew.
+test faults conformance: export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults conformance check format up bench lock clean
 

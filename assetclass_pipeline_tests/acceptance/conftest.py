@@ -34,7 +34,7 @@ def watched(
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         receiver = stack.enter_context(open_receiver())
-        dsn = stack.enter_context(fresh_database(postgres_server))
+        dsn = stack.enter_context(fresh_database(postgres_server, with_schema=True))
         storage = stack.enter_context(fresh_database(postgres_server))
         home = tmp_path_factory.mktemp("watched")
         environment = {

@@ -14,7 +14,7 @@ from assetclass_pipeline_tests.market import Market, open_market
 @pytest.fixture(scope="module")
 def market(postgres_server: EmbeddedServer) -> Iterator[Market]:
     """Both market tables, empty, for the tests of one file."""
-    with fresh_database(postgres_server) as dsn, open_market(dsn) as made:
+    with fresh_database(postgres_server, with_schema=True) as dsn, open_market(dsn) as made:
         yield made
 
 

@@ -129,7 +129,7 @@ def checks_of(result: dg.JobExecutionResult) -> dict[tuple[str, str], dg.AssetCh
 @pytest.fixture(scope="module")
 def data_url(postgres_server: EmbeddedServer) -> Iterator[str]:
     """A database for a module of tests."""
-    with fresh_database(postgres_server) as url:
+    with fresh_database(postgres_server, with_schema=True) as url:
         yield url
 
 

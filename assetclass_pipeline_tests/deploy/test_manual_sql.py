@@ -166,7 +166,7 @@ def quoted(market: Market, value: str | None) -> str:
 @pytest.fixture(scope="module")
 def shared(postgres_server: EmbeddedServer) -> Iterator[Market]:
     """One database for all examples: each makes its tables anew."""
-    with fresh_database(postgres_server) as url, open_market(url) as market:
+    with fresh_database(postgres_server, with_schema=True) as url, open_market(url) as market:
         yield market
 
 

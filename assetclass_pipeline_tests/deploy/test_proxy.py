@@ -141,7 +141,7 @@ def configure(directory: Path, ports: dict[str, int], tls: tuple[Path, Path]) ->
 
 @pytest.fixture(scope="module")
 def market(postgres_server: EmbeddedServer) -> Iterator[Market]:
-    with fresh_database(postgres_server) as dsn, open_market(dsn) as made:
+    with fresh_database(postgres_server, with_schema=True) as dsn, open_market(dsn) as made:
         yield made
 
 

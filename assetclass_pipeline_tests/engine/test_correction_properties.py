@@ -154,7 +154,7 @@ def _with_keys(bars: list[Bar]) -> list[Bar]:
 def market(postgres_server: EmbeddedServer) -> Iterator[Market]:
     """One database for all examples, and one for foreign parts: each makes its tables anew."""
     with (
-        fresh_database(postgres_server) as url,
+        fresh_database(postgres_server, with_schema=True) as url,
         fresh_database(postgres_server) as remote_url,
         open_market(url, remote_dsn=remote_url) as market,
     ):

@@ -44,7 +44,7 @@ every_postgres = pytest.mark.every_postgres
 
 @pytest.fixture(scope="module")
 def database_of_all(postgres_server: EmbeddedServer) -> Iterator[str]:
-    with fresh_database(postgres_server) as url:
+    with fresh_database(postgres_server, with_schema=True) as url:
         yield url
 
 

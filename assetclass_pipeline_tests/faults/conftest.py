@@ -39,7 +39,7 @@ def make_scene(journaling_server: EmbeddedServer, request_node: pytest.Item) -> 
     with ExitStack() as stack:
 
         def make(**shape: Any) -> Scene:
-            url = stack.enter_context(fresh_database(journaling_server))
+            url = stack.enter_context(fresh_database(journaling_server, with_schema=True))
             return stack.enter_context(open_scene(lambda: url, request_node, **shape))
 
         yield make
