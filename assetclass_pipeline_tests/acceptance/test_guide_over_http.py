@@ -76,7 +76,8 @@ class Stage:
         return {tag["key"]: tag["value"] for tag in found}
 
     def restore(self) -> None:
-        """Every row missing again, as before any correction."""
+        """Every row missing again, as before any correction; nothing is at work."""
+        self.ended(self.asked_before)
         self.market.execute("UPDATE {} SET asset_class = NULL", self.market.market_identifier)
 
 
@@ -208,8 +209,29 @@ def test_health_and_analyze_tell_what_the_guide_looks_for(stage: Stage) -> None:
     assert {"completeness", "integrity", "orphanedPercent"} <= set(report)
 
 
-def test_pause_resume_cancel_and_resume_of_a_real_run(stage: Stage) -> None:
+@pytest.fixture
+def slow_batches(stage: Stage) -> Iterator[Callable[[], None]]:
+    """No operation ends before all is asked of it, however long that takes; a call lets it run."""
     stage.restore()
+    stage.market.execute(
+        "CREATE FUNCTION rest() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$"
+    )
+    stage.market.execute(
+        "CREATE TRIGGER rest AFTER UPDATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION rest()",
+        stage.market.market_identifier,
+    )
+
+    def let_it_run() -> None:
+        stage.market.execute("DROP FUNCTION IF EXISTS rest CASCADE")
+
+    yield let_it_run
+    let_it_run()
+
+
+def test_pause_resume_cancel_and_resume_of_a_real_run(
+    stage: Stage, slow_batches: Callable[[], None]
+) -> None:
     asked = stage.client.post("execute", json={"batchSize": 1, "pace": "gentle"}).json()
     correction_id = asked["data"]["correctionId"]
     stage.wait_for(correction_id, lambda found: found["recordsCorrected"] > 0)
@@ -222,6 +244,7 @@ def test_pause_resume_cancel_and_resume_of_a_real_run(stage: Stage) -> None:
     cancelled = stage.ended(correction_id)
     assert cancelled["status"] == "cancelled"
     assert 0 < cancelled["recordsCorrected"] < ROWS
+    slow_batches()
     again = stage.client.post("resume", json={"correctionId": correction_id})
     assert (again.status_code, again.json()["data"]["status"]) == (202, "requested")
     finished = stage.ended(correction_id)
