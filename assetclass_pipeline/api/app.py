@@ -25,6 +25,7 @@ from assetclass_pipeline.api.envelope import render
 from assetclass_pipeline.api.framing import CORRELATION_HEADER, Framing
 from assetclass_pipeline.api.limits import Limits
 from assetclass_pipeline.api.oidc import Oidc
+from assetclass_pipeline.api.recent import RecentReads
 from assetclass_pipeline.api.refusals import Refusals
 from assetclass_pipeline.api.routes import (
     alerts,
@@ -36,7 +37,6 @@ from assetclass_pipeline.api.routes import (
     operations,
     status,
 )
-from assetclass_pipeline.api.sharing import SharedReads
 from assetclass_pipeline.api.watch import watching
 from assetclass_pipeline.errors import AssetClassError
 from assetclass_pipeline.settings import Settings
@@ -96,7 +96,7 @@ def create_app(
     app.state.connections = connections
     app.state.authenticator = Authenticator(connections, limits, refusals, provider)
     app.state.refusals = refusals
-    app.state.status_reads = SharedReads()
+    app.state.status_reads = RecentReads()
     for router in routers:
         app.include_router(router, prefix=BASE_PATH, responses=openapi.REFUSALS)
     for page in pages:

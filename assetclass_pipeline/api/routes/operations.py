@@ -17,8 +17,10 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.api.access import Caller, require, require_own
+from assetclass_pipeline.api.conditional import Tagged
 from assetclass_pipeline.api.connections import Connections
 from assetclass_pipeline.api.envelope import Envelope, answer
+from assetclass_pipeline.api.recent import RecentReads
 from assetclass_pipeline.api.schemas import (
     Accepted,
     CorrectionBody,
@@ -227,14 +229,17 @@ def _key_of(caller: Caller, key: str | None) -> IdempotencyKey | None:
 
 
 async def _do(request: Request, step: Callable[[_Connection, Settings], Result]) -> Result:
-    """A step on a connection of the pool, in a thread."""
+    """A step on a connection of the pool, in a thread; done when every `status` shows it."""
     connections: Connections = request.app.state.connections
+    recent: RecentReads[Tagged] = request.app.state.status_reads
 
     def work() -> Result:
         with connections.borrowed() as connection:
             return step(connection, connections.settings)
 
-    return await anyio.to_thread.run_sync(work)
+    result = await anyio.to_thread.run_sync(work)
+    await recent.seen_by_all()
+    return result
 
 
 async def _accepted(request: Request, requested: Requested) -> Response:

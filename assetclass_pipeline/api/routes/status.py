@@ -24,8 +24,8 @@ from assetclass_pipeline.api.access import Caller, require
 from assetclass_pipeline.api.conditional import Tagged, tagged
 from assetclass_pipeline.api.connections import Connections
 from assetclass_pipeline.api.envelope import Envelope
+from assetclass_pipeline.api.recent import RecentReads
 from assetclass_pipeline.api.schemas import StatusPage
-from assetclass_pipeline.api.sharing import SharedReads
 from assetclass_pipeline.api.waiting import LONGEST_WAIT, look, wait_for_end
 from assetclass_pipeline.engine.operations import Place, operation_status
 from assetclass_pipeline.errors import (
@@ -111,8 +111,8 @@ async def status(
     if older_than is not None:
         return (await anyio.to_thread.run_sync(read)).answer(request)
     # What pages, scripts and people look at all the time.
-    shared: SharedReads[Tagged] = request.app.state.status_reads
-    return (await shared.get((include, limit), read)).answer(request)
+    recent: RecentReads[Tagged] = request.app.state.status_reads
+    return (await recent.get((include, limit), read)).answer(request)
 
 
 def _page(found: OperationStatus, limit: int) -> Tagged:
