@@ -31,7 +31,6 @@ from benchmarks.measures import Findings, Measure, limited_ratio, median_seconds
 from benchmarks.services import environment, free_port, make_token
 
 ROWS = 3_000_000
-ROWS_OF_LOAD = 1_000_000
 MOST_OF_ENGINE = 1.2
 LIMITS = {"status": 50.0, "health": 50.0, "metrics": 100.0}
 """Milliseconds, p99."""
@@ -52,7 +51,7 @@ def measure(bench: Bench) -> Findings:
 
 
 def _during_corrections(bench: Bench) -> Iterator[Measure]:
-    rows = bench.size(ROWS_OF_LOAD)
+    rows = bench.size(ROWS)
     bare = _beside_a_correction(bench, rows, is_bare=True)
     few = _beside_a_correction(bench, rows)
     many = _beside_a_correction(bench, rows, connections=MANY)
