@@ -5,7 +5,6 @@ Belongs here: putting the parts together. Does not: any call of the API (routes/
 """
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -132,10 +131,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     threads.total_tokens = settings.api.most_requests + _SPARE_THREADS
     writing = asyncio.create_task(refusals.keep_writing())
     with watching(connections) as app.state.watch:
-        # All modules are here to stay: to look at each of their objects now and then would stop
-        # every request for a tenth of a second.
-        gc.collect()
-        gc.freeze()
         try:
             yield
         finally:

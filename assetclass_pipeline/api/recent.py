@@ -70,6 +70,10 @@ class RecentReads(Generic[T]):
         began = self._clock()
         try:
             value = await anyio.to_thread.run_sync(read)
+        except BaseException:
+            # Who asks next is told so at once, and not when the last good answer is too old.
+            self._found.pop(key, None)
+            raise
         finally:
             del self._at_work[key]
         # What nobody has asked for lately is not kept.

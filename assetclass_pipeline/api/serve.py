@@ -4,6 +4,7 @@ Belongs here: the process and its sockets. Does not: the application (app.py).
 """
 
 import asyncio
+import gc
 import json
 import logging
 import socket
@@ -40,7 +41,12 @@ def serve(settings: Settings) -> None:
     with open_database(settings) as dsn, listening(settings) as listener:
         if lacks_token(settings, dsn):
             _LOG.warning(FIRST_STEP)
-        make_server(settings, create_app(settings, dsn)).run(sockets=[listener])
+        server = make_server(settings, create_app(settings, dsn))
+        # All modules are here to stay: to look at each of their objects now and then would stop
+        # every request for a tenth of a second.
+        gc.collect()
+        gc.freeze()
+        server.run(sockets=[listener])
 
 
 def make_server(settings: Settings, app: FastAPI) -> uvicorn.Server:

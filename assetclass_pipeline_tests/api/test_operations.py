@@ -28,6 +28,7 @@ from assetclass_pipeline_tests.api.service import (
     Service,
     audit_entries,
     make_token,
+    serving,
     serving_process,
     wait_until,
 )
@@ -214,6 +215,22 @@ def test_of_many_clients_at_the_same_instant_exactly_one_is_accepted(
         assert (status, refusal["errorCode"]) == (409, "OPERATION_IN_PROGRESS")
         assert refusal["data"] == {"correctionId": winner["data"]["correctionId"]}
     assert market.value("SELECT count(*) FROM assetclass.operation") == 1
+
+
+def test_who_changes_something_sees_it_on_every_process(
+    operator: httpx.Client, tokens: dict[Role, str], market: Market
+) -> None:
+    """Although both have just read the list, for somebody else."""
+    with serving(market.dsn) as other, other.client(tokens[Role.OPERATOR]) as elsewhere:
+        for client in (operator, elsewhere):
+            assert client.get("status").json()["data"]["isRunning"] is False
+        correction_id = accepted(operator.post("execute"))
+        for client in (elsewhere, operator):
+            shown = client.get("status").json()["data"]["currentOperation"]
+            assert shown["correctionId"] == correction_id
+        assert elsewhere.post("cancel").status_code == 202
+        for client in (operator, elsewhere):
+            assert client.get("status").json()["data"]["isRunning"] is False
 
 
 def test_the_same_key_asks_once(operator: httpx.Client, market: Market) -> None:

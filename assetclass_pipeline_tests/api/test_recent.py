@@ -146,6 +146,24 @@ def test_an_error_is_for_all_who_wait_for_it_and_for_nobody_else() -> None:
     assert asyncio.run(ask()) == 1
 
 
+def test_after_an_error_nobody_is_answered_from_the_read_before_it() -> None:
+    def fail() -> int:
+        raise LookupError("away")
+
+    async def ask() -> None:
+        clock = Clock()
+        recent = RecentReads[int](1, clock)
+        assert await recent.get("key", lambda: 1) == 1
+        clock.now = 0.6
+        with pytest.raises(LookupError):
+            async with asyncio.timeout(60):
+                # The first one begins the read that fails, and does not wait for it.
+                while await recent.get("key", fail) == 1:
+                    await asyncio.sleep(0.001)
+
+    asyncio.run(ask())
+
+
 def test_who_goes_away_leaves_the_read_to_the_others() -> None:
     async def ask() -> int:
         reads, recent = Reads(), RecentReads[int](FOR_EVER)

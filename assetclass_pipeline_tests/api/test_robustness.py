@@ -240,6 +240,8 @@ def test_a_database_that_stops_and_starts_is_found_again(tmp_path: Path) -> None
         with serving(dsn, api={"fallback": False}) as service, service.client(token) as client:
             assert client.get("status").status_code == 200
             victim.stop_immediately()
+            # For a moment everybody is answered from what was read last.
+            wait_until(lambda: client.get("status").status_code != 200)
             statuses = [client.get("status") for _ in range(3)]
             assert {said.json()["errorCode"] for said in statuses} == {"DATABASE_UNAVAILABLE"}
             # Whose token was good a moment ago is told what fails.
