@@ -150,18 +150,18 @@ def test_after_an_error_nobody_is_answered_from_the_read_before_it() -> None:
     def fail() -> int:
         raise LookupError("away")
 
-    async def ask() -> None:
+    async def ask_until_it_fails() -> None:
         clock = Clock()
         recent = RecentReads[int](1, clock)
         assert await recent.get("key", lambda: 1) == 1
         clock.now = 0.6
-        with pytest.raises(LookupError):
-            async with asyncio.timeout(60):
-                # The first one begins the read that fails, and does not wait for it.
-                while await recent.get("key", fail) == 1:
-                    await asyncio.sleep(0.001)
+        async with asyncio.timeout(60):
+            # The first one begins the read that fails, and does not wait for it.
+            while await recent.get("key", fail) == 1:
+                await asyncio.sleep(0.001)
 
-    asyncio.run(ask())
+    with pytest.raises(LookupError):
+        asyncio.run(ask_until_it_fails())
 
 
 def test_who_goes_away_leaves_the_read_to_the_others() -> None:
