@@ -220,6 +220,13 @@ class ApiSettings(BaseModel):
     most_requests: int = Field(
         200, ge=1, le=2000, description="open at once; more are refused with 503"
     )
+    status_age: float = Field(
+        0.25,
+        ge=0,
+        le=5,
+        description="age of a list of operations at most; who changes one is answered after as "
+        "long, so all processes must have the same",
+    )
 
     body_limit: int = Field(65_536, ge=1024, description="bytes of a request's body")
     header_limit: int = Field(16_384, ge=1024, description="bytes of a request's head")

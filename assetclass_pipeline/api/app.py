@@ -96,7 +96,7 @@ def create_app(
     app.state.connections = connections
     app.state.authenticator = Authenticator(connections, limits, refusals, provider)
     app.state.refusals = refusals
-    app.state.status_reads = RecentReads()
+    app.state.status_reads = RecentReads(settings.api.status_age)
     for router in routers:
         app.include_router(router, prefix=BASE_PATH, responses=openapi.REFUSALS)
     for page in pages:

@@ -5,17 +5,15 @@ what is read.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import anyio.to_thread
 
 T = TypeVar("T")
-
-LONGEST_AGE: Final = 0.25
-"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -33,43 +31,48 @@ class RecentReads(Generic[T]):
     Half of that later the next one begins, so that hardly anybody waits. For one event loop.
     """
 
-    def __init__(
-        self, longest_age: float = LONGEST_AGE, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, longest_age: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._longest_age = longest_age
         self._clock = clock
         self._found: dict[Hashable, _Found[T]] = {}
-        self._at_work: dict[Hashable, asyncio.Task[None]] = {}
+        self._at_work: dict[Hashable, asyncio.Task[_Found[T]]] = {}
+        self._not_before = -math.inf
 
     async def get(self, key: Hashable, read: Callable[[], T]) -> T:
         """What `read` returned, in a thread; raises what it raises."""
         asked = self._clock()
+        oldest = max(self._not_before, asked - self._longest_age)
+        found = self._found.get(key)
+        if found is not None and found.began >= oldest:
+            if asked - found.began > self._longest_age / 2:
+                self._read_anew(key, read)
+            return found.value
         while True:
-            found = self._found.get(key)
-            age = None if found is None else asked - found.began
-            if found is not None and age is not None and age <= self._longest_age:
-                if age > self._longest_age / 2:
-                    self._read_anew(key, read)
-                return found.value
             # One that began long ago may be at work: then its successor is what is waited for. And
             # one client that goes away does not end the read of the others.
-            await asyncio.shield(self._read_anew(key, read))
+            found = await asyncio.shield(self._read_anew(key, read))
+            if found.began >= oldest:
+                return found.value
+
+    def forget(self) -> None:
+        """Whoever asks from now on gets what is read from now on."""
+        self._not_before = self._clock()
 
     async def seen_by_all(self) -> None:
         """Return when what was changed before is in all answers, those of other processes too."""
         await asyncio.sleep(self._longest_age)
 
-    def _read_anew(self, key: Hashable, read: Callable[[], T]) -> asyncio.Task[None]:
+    def _read_anew(self, key: Hashable, read: Callable[[], T]) -> asyncio.Task[_Found[T]]:
         task = self._at_work.get(key)
         if task is None:
             task = self._at_work[key] = asyncio.create_task(self._read(key, read))
             task.add_done_callback(_look_at)
         return task
 
-    async def _read(self, key: Hashable, read: Callable[[], T]) -> None:
+    async def _read(self, key: Hashable, read: Callable[[], T]) -> _Found[T]:
         began = self._clock()
         try:
-            value = await anyio.to_thread.run_sync(read)
+            found = _Found(await anyio.to_thread.run_sync(read), began)
         except BaseException:
             # Who asks next is told so at once, and not when the last good answer is too old.
             self._found.pop(key, None)
@@ -78,14 +81,15 @@ class RecentReads(Generic[T]):
             del self._at_work[key]
         # What nobody has asked for lately is not kept.
         self._found = {
-            other: found
-            for other, found in self._found.items()
-            if began - found.began <= self._longest_age
+            other: known
+            for other, known in self._found.items()
+            if began - known.began <= self._longest_age
         }
-        self._found[key] = _Found(value, began)
+        self._found[key] = found
+        return found
 
 
-def _look_at(task: asyncio.Task[None]) -> None:
+def _look_at(task: asyncio.Task[_Found[T]]) -> None:
     """Its error is raised where it is awaited, if anybody still does."""
     if not task.cancelled():
         task.exception()

@@ -63,7 +63,8 @@ def _operation_sections(operation: "Operation") -> Iterator[RenderableType]:
         yield section("Error", Text(f"{operation.error.message} ({operation.error.code})"))
     if grave := _grave_findings(operation):
         yield section("Preflight", bullets(grave))
-    if operation.changes:
+    # Of one that goes on they are those of its last try, and in a list not all.
+    if operation.changes and not operation.is_active:
         yield section("Changes", changes_table(operation))
     if operation.quality_after:
         yield _scores(operation)

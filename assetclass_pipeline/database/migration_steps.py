@@ -48,4 +48,6 @@ def steps_on(connection: psycopg.Connection[TupleRow]) -> Iterator[Steps]:
         with engine.begin() as bound:
             yield Steps(bound)
     except DBAPIError as error:
-        raise (error.orig or error) from error
+        if isinstance(error.orig, psycopg.Error):
+            raise error.orig from None
+        raise

@@ -199,9 +199,7 @@ def _show(
     )
     bound = {**chosen.values, **silence_limits(settings), **most}
     with (
-        # An operation that has a hundred times the usual batches is not sorted to find the newest:
-        # the index has them in order.
-        transaction(connection, settings, read_only=True, enable_bitmapscan="off"),
+        transaction(connection, settings, read_only=True),
         connection.cursor(row_factory=dict_row) as cursor,
     ):
         return [_operation(row) for row in cursor.execute(statement, bound).fetchall()]

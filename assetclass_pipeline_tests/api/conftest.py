@@ -26,6 +26,9 @@ def tokens(market: Market) -> dict[Role, str]:
 
 @pytest.fixture(scope="module")
 def service(market: Market) -> Iterator[Service]:
-    """The API with its default settings, but for parts that a busy machine is slow to look at."""
-    with serving(market.dsn, health={"timeout": LONGEST}) as running:
+    """The API with its default settings, but for parts that a busy machine is slow to look at.
+
+    And tests change operations without asking it.
+    """
+    with serving(market.dsn, health={"timeout": LONGEST}, api={"status_age": 0}) as running:
         yield running

@@ -16,6 +16,7 @@ import pytest
 from assetclass_pipeline.api.app import BASE_PATH
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.claiming import CorrectionRequest
+from assetclass_pipeline.engine.control import ask_to_cancel
 from assetclass_pipeline.engine.correction import correct
 from assetclass_pipeline.engine.requests import waiting_request
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
@@ -217,20 +218,61 @@ def test_of_many_clients_at_the_same_instant_exactly_one_is_accepted(
     assert market.value("SELECT count(*) FROM assetclass.operation") == 1
 
 
-def test_who_changes_something_sees_it_on_every_process(
-    operator: httpx.Client, tokens: dict[Role, str], market: Market
-) -> None:
+@pytest.fixture
+def processes(tokens: dict[Role, str], market: Market) -> Iterator[list[httpx.Client]]:
+    """Clients of two, whose lists may be older than any answer takes."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                stack.enter_context(serving(market.dsn, api={"status_age": 2})).client(
+                    tokens[Role.OPERATOR]
+                )
+            )
+            for _ in range(2)
+        ]
+
+
+def at_work(client: httpx.Client) -> str | None:
+    """correctionId of the operation that the list calls active."""
+    current = client.get("status").json()["data"]["currentOperation"]
+    return None if current is None else str(current["correctionId"])
+
+
+def test_who_changes_something_sees_it_on_every_process(processes: list[httpx.Client]) -> None:
     """Although both have just read the list, for somebody else."""
-    with serving(market.dsn) as other, other.client(tokens[Role.OPERATOR]) as elsewhere:
-        for client in (operator, elsewhere):
-            assert client.get("status").json()["data"]["isRunning"] is False
-        correction_id = accepted(operator.post("execute"))
-        for client in (elsewhere, operator):
-            shown = client.get("status").json()["data"]["currentOperation"]
-            assert shown["correctionId"] == correction_id
-        assert elsewhere.post("cancel").status_code == 202
-        for client in (operator, elsewhere):
-            assert client.get("status").json()["data"]["isRunning"] is False
+    here, elsewhere = processes
+    assert [at_work(client) for client in processes] == [None, None]
+    correction_id = accepted(here.post("execute"))
+    assert [at_work(client) for client in processes] == [correction_id] * 2
+    assert elsewhere.post("cancel").status_code == 202
+    assert [at_work(client) for client in processes] == [None, None]
+
+
+def test_who_has_waited_for_the_end_finds_it_listed_on_every_process(
+    processes: list[httpx.Client], market: Market
+) -> None:
+    here, elsewhere = processes
+    correction_id = accepted(here.post("execute"))
+
+    def end_it_when_both_lists_were_read() -> None:
+        assert [at_work(client) for client in processes] == [correction_id] * 2
+        ask_to_cancel(market.connection, market.settings, correction_id, by="test")
+
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(end_it_when_both_lists_were_read)
+        seen = here.get(f"status/{correction_id}", params={"wait": 30}, timeout=2 * LONGEST)
+        ending.result()
+    assert seen.json()["data"]["status"] == "cancelled"
+    assert at_work(elsewhere) is None
+
+
+def test_who_sees_the_end_finds_it_listed(processes: list[httpx.Client], market: Market) -> None:
+    here, _ = processes
+    correction_id = accepted(here.post("execute"))
+    assert at_work(here) == correction_id
+    ask_to_cancel(market.connection, market.settings, correction_id, by="test")
+    assert here.get(f"status/{correction_id}").json()["data"]["status"] == "cancelled"
+    assert at_work(here) is None
 
 
 def test_the_same_key_asks_once(operator: httpx.Client, market: Market) -> None:

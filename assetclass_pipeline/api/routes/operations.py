@@ -237,9 +237,11 @@ async def _do(request: Request, step: Callable[[_Connection, Settings], Result])
         with connections.borrowed() as connection:
             return step(connection, connections.settings)
 
-    result = await anyio.to_thread.run_sync(work)
-    await recent.seen_by_all()
-    return result
+    try:
+        return await anyio.to_thread.run_sync(work)
+    finally:
+        # Who is refused may have ended one that nobody worked on any more.
+        await recent.seen_by_all()
 
 
 async def _accepted(request: Request, requested: Requested) -> Response:

@@ -26,7 +26,7 @@ from assetclass_pipeline.api.connections import Connections
 from assetclass_pipeline.api.envelope import Envelope
 from assetclass_pipeline.api.recent import RecentReads
 from assetclass_pipeline.api.schemas import StatusPage
-from assetclass_pipeline.api.waiting import LONGEST_WAIT, look, wait_for_end
+from assetclass_pipeline.api.waiting import LONGEST_WAIT, list_its_end, look, wait_for_end
 from assetclass_pipeline.engine.operations import Place, operation_status
 from assetclass_pipeline.errors import (
     AssetClassError,
@@ -218,6 +218,8 @@ async def _events(
         identity = _event_id(progress)
         if identity != seen:
             seen = identity
+            if not operation.is_active:
+                await list_its_end(request, operation, was_awaited=operation is not first)
             yield ServerSentEvent(
                 progress.model_dump_json(by_alias=True),
                 event="progress" if operation.is_active else "end",

@@ -142,9 +142,12 @@ WHERE (%(dry_run)s OR b.seq <@ coalesce(
 GROUP BY 1, 2, 3
 
 -- name: remember_changes
+-- In the order in which equal ones are shown.
 INSERT INTO assetclass.operation_change (correction_id, symbol, old_class, new_class, records)
 SELECT %(correction_id)s, *
 FROM unnest(%(symbols)s::text[], %(old)s::text[], %(new)s::text[], %(records)s::bigint[])
+     AS change (symbol, old_class, new_class, records)
+ORDER BY symbol, old_class, new_class
 
 -- name: show
 -- Everything a surface shows of the chosen operations, newest first; sums come from
@@ -173,8 +176,7 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
        (SELECT coalesce(jsonb_agg(to_jsonb(entry)), '[]')
         FROM (SELECT c.symbol, c.old_class AS "from", c.new_class AS "to", c.records
               FROM assetclass.operation_change c WHERE c.correction_id = o.correction_id
-              ORDER BY c.records DESC, c.symbol, c.old_class, c.new_class
-              LIMIT %(most_changes)s) entry) AS changes,
+              ORDER BY c.records DESC, c.id LIMIT %(most_changes)s) entry) AS changes,
        (SELECT coalesce(jsonb_agg(to_jsonb(entry)), '[]')
         FROM (SELECT e.happened_at, e.event, e.actor, e.details
               FROM assetclass.operation_event e WHERE e.correction_id = o.correction_id

@@ -9,19 +9,20 @@ depends_on = None
 
 _UP = (
     """
-    CREATE INDEX operation_change_largest ON assetclass.operation_change
-        (correction_id, records DESC, symbol, old_class, new_class)
-    """,
-    "DROP INDEX assetclass.operation_change_of_operation",
-    """
     CREATE INDEX operation_batch_newest ON assetclass.operation_batch
         (correction_id, committed_at DESC)
     """,
+    """
+    CREATE INDEX operation_change_largest ON assetclass.operation_change
+        (correction_id, records DESC, id)
+    """,
+    # Last: until the end nobody else can read the table.
+    "DROP INDEX assetclass.operation_change_of_operation",
 )
 _DOWN = (
-    "DROP INDEX assetclass.operation_batch_newest",
     "CREATE INDEX operation_change_of_operation ON assetclass.operation_change (correction_id)",
     "DROP INDEX assetclass.operation_change_largest",
+    "DROP INDEX assetclass.operation_batch_newest",
 )
 
 
