@@ -181,6 +181,8 @@ def _template(server: EmbeddedServer) -> str:
     """The name of the server's database with the schema and nothing else, made when first asked."""
     name = "template_with_schema"
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        # An earlier try may have failed half way.
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
         _copy_database(connection, "template0", name)
     schema.upgrade(server.url(name), load_settings())
     return name

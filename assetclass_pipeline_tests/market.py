@@ -292,10 +292,10 @@ class Market:
         }
 
     def everything(self) -> dict[str, set[tuple[str, ...]]]:
-        """Every row of every table as it is stored: equal only where nobody wrote anything.
+        """Every row of every table as it is stored, with its locks, and every sequence.
 
-        Counters of the server would tell less surely: sessions that have ended, and autovacuum,
-        add to them later.
+        Equal only where nobody left anything behind. Counters of the server would tell less surely:
+        sessions that have ended add to them later.
         """
         tables = self.rows(
             "SELECT n.nspname::text, c.relname::text FROM pg_class c "
@@ -303,15 +303,19 @@ class Market:
             "WHERE c.relkind IN ('r', 'm') AND n.nspname !~ '^pg_' "
             "AND n.nspname <> 'information_schema'"
         )
-        return {
+        found = {
             f"{schema}.{name}": {
                 *self.rows(
-                    "SELECT ctid::text, xmin::text, t::text FROM {} t",
+                    "SELECT ctid::text, xmin::text, xmax::text, t::text FROM {} t",
                     sql.Identifier(schema, name),
                 )
             }
             for schema, name in tables
         }
+        numbers = self.rows(
+            "SELECT schemaname::text, sequencename::text, last_value::text FROM pg_sequences"
+        )
+        return found | {"(sequences)": {*numbers}}
 
     def backup_tables(self) -> list[str]:
         """Names with the backups' prefix, newest first, wherever they are."""

@@ -78,7 +78,8 @@ class Terminal:
 def service(market: Market, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     # How long a look at a part may take is no matter of where one looks from.
     monkeypatch.setenv("ASSETCLASS_HEALTH__TIMEOUT", "30")
-    with serving(market.dsn) as running:
+    # Tests change operations without asking it.
+    with serving(market.dsn, api={"status_age": 0}) as running:
         yield running
 
 

@@ -1,8 +1,10 @@
 """How corrections end: nothing to do, dry runs, no backup, cancelled, out of time, and undone."""
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -133,7 +135,7 @@ class TestDryRun:
 
 
 def test_among_others_an_operation_shows_its_largest_changes_only(market: Market) -> None:
-    alone = correct_now(market.fill(125, symbols=30))
+    alone = operation_of(market, correct_now(market.fill(125, symbols=30)).correction_id)
     with connect(market.dsn, market.settings, purpose="test") as connection:
         (among,) = operation_status(connection, market.settings).recent_operations
     assert len(alone.changes) == 30
@@ -143,6 +145,57 @@ def test_among_others_an_operation_shows_its_largest_changes_only(market: Market
     )
     beside = {"changes", "events"}
     assert among.model_dump(exclude=beside) == alone.model_dump(exclude=beside)
+
+
+_MANY_ENTRIES: Final[tuple[LiteralString, ...]] = (
+    """
+    INSERT INTO assetclass.operation_change (correction_id, symbol, records)
+    SELECT %s, 'T' || n, n FROM generate_series(2, 1100) n
+    """,
+    """
+    INSERT INTO assetclass.operation_event (correction_id, event, actor)
+    SELECT %s, 'event ' || n, 'test' FROM generate_series(1, 60) n
+    """,
+    """
+    INSERT INTO assetclass.operation_quarantined_row
+        (correction_id, seq, id, corrected_asset_class, error_code, error_message)
+    SELECT %s, n, 'refused ' || n, 'C', '', '' FROM generate_series(1, 110) n
+    """,
+    """
+    INSERT INTO assetclass.operation_conflict (correction_id, seq, id, reason)
+    SELECT %s, n, 'conflict ' || n, '' FROM generate_series(1, 110) n
+    """,
+)
+
+
+def test_so_many_entries_beside_an_operation_are_shown(market: Market) -> None:
+    """1,000 changes, 50 events, 100 refused rows, 100 conflicts; in a list 20 of each."""
+    correction_id = correct_now(market.fill(1)).correction_id
+    for statement in _MANY_ENTRIES:
+        market.execute(statement, values=[correction_id])
+    alone = operation_of(market, correction_id)
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        (among,) = operation_status(connection, market.settings).recent_operations
+    for operation, changes, events, rows in ((alone, 1000, 50, 100), (among, 20, 20, 20)):
+        assert [change.records for change in operation.changes] == [
+            *range(1100, 1100 - changes, -1)
+        ]
+        assert [event.event for event in operation.events] == [
+            f"event {n}" for n in range(60, 60 - events, -1)
+        ]
+        first = range(1, rows + 1)
+        assert [row.id for row in operation.quarantined] == [f"refused {n}" for n in first]
+        assert [row.id for row in operation.conflicts] == [f"conflict {n}" for n in first]
+
+
+def test_an_old_class_may_be_of_any_length(market: Market) -> None:
+    """Longer than an entry of an index can be."""
+    long = secrets.token_hex(5000)
+    market.list_symbols(("AAPL", "STOCK")).add([Bar(1, "AAPL", asset_class=long)])
+    operation = correct_now(
+        market, overwrite_existing_values=True, only_process_null_asset_class=False
+    )
+    assert [(change.from_, change.to) for change in operation.changes] == [(long, "STOCK")]
 
 
 def test_without_a_backup_the_summary_stays_and_the_plan_does_not(market: Market) -> None:
