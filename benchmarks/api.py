@@ -28,7 +28,7 @@ from benchmarks.contest import PhaseClock, correct_all
 from benchmarks.databases import settings_for
 from benchmarks.health import dagster_at_work
 from benchmarks.measures import Findings, Measure, limited_ratio, median_seconds, milliseconds
-from benchmarks.services import environment, free_port, make_token
+from benchmarks.services import environment, free_port, make_token, running
 
 ROWS = 3_000_000
 MOST_OF_ENGINE = 1.2
@@ -141,18 +141,10 @@ def _analyze(bench: Bench) -> Iterator[Measure]:
 def _serving(arguments: Sequence[str], dsn: str, home: str) -> Iterator[int]:
     """Port of a server in a process of its own, which listens when this returns."""
     port = free_port()
-    with subprocess.Popen(
-        [sys.executable, "-m", *arguments, str(port)],
-        env=environment(dsn, _STORAGE, home),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        try:
-            _await(process, port)
-            yield port
-        finally:
-            process.terminate()
+    command = [sys.executable, "-m", *arguments, str(port)]
+    with running(command, environment(dsn, _STORAGE, home)) as process:
+        _await(process, port)
+        yield port
 
 
 def _await(process: subprocess.Popen[bytes], port: int) -> None:

@@ -20,7 +20,7 @@ from assetclass_pipeline.model.operation import Operation, Status
 from assetclass_pipeline.model.token import Role
 from benchmarks.bench import Bench
 from benchmarks.measures import Findings, Measure, seconds
-from benchmarks.services import environment, free_port, make_token
+from benchmarks.services import environment, free_port, make_token, running
 
 ROWS = 10_000_000
 LIMITS = {
@@ -105,20 +105,13 @@ def _up(bench: Bench, dsn: str) -> Iterator[AssetClassClient]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="assetclass-bench-home-") as home:
         ours = {"ASSETCLASS_WEBSERVER_PORT": str(free_port()), "ASSETCLASS_API_PORT": str(port)}
-        with subprocess.Popen(
-            [Path(sys.executable).with_name("assetclass"), "up"],
-            env=environment(dsn, _STORAGE, home, **ours),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            try:
-                token = make_token(dsn, Role.ADMIN)
-                with AssetClassClient(f"http://127.0.0.1:{port}", token) as client:
-                    _await(process, client)
-                    yield client
-            finally:
-                process.terminate()
+        command = [str(Path(sys.executable).with_name("assetclass")), "up"]
+        with (
+            running(command, environment(dsn, _STORAGE, home, **ours)) as process,
+            AssetClassClient(f"http://127.0.0.1:{port}", make_token(dsn, Role.ADMIN)) as client,
+        ):
+            _await(process, client)
+            yield client
 
 
 def _await(process: subprocess.Popen[bytes], client: AssetClassClient) -> None:

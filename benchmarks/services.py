@@ -1,11 +1,13 @@
-"""What a benchmark needs to ask our services over HTTP: a port, a token, an environment.
+"""What a benchmark needs to ask our services over HTTP: a process with a port and a token.
 
-Belongs here: what every such process is given. Does not: starting it, and asking.
+Belongs here: what every such process is given, its beginning and end. Does not: asking it.
 """
 
 import os
 import socket
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.engine.tokens import create_token
@@ -18,6 +20,24 @@ def free_port() -> int:
     with socket.socket() as candidate:
         candidate.bind(("127.0.0.1", 0))
         return int(candidate.getsockname()[1])
+
+
+@contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that nobody hears or speaks to, terminated at the end."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def make_token(dsn: str, role: Role) -> str:

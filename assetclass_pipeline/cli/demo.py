@@ -143,7 +143,7 @@ def _correct(
             reference = check_reference(connection, tables, settings)
         steps.say("Starting Dagster")
         # Here, not above: Dagster takes seconds to import, in which this step should be seen.
-        from assetclass_pipeline.cli.operation_run import run_correction  # noqa: PLC0415 - slow
+        from assetclass_pipeline.cli.operation_run import run_correction
     run = run_correction(dsn, settings, _OPTIONS, reason="assetclass demo")
     _require_success(run)
     with steps.shown(), connect(dsn, settings, purpose="demo") as connection:

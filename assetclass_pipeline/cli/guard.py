@@ -35,8 +35,7 @@ def main() -> int:
 
 
 def _stop_database(directory: Path) -> None:
-    # Imported here only: in nearly every life of a guard it is not needed.
-    from assetclass_pipeline.database.embedded import EmbeddedServer  # noqa: PLC0415
+    from assetclass_pipeline.database.embedded import EmbeddedServer  # noqa: PLC0415 - seldom needed
 
     # The killed `up` can no longer leave; whoever leaves last stops the server.
     with EmbeddedServer(directory):

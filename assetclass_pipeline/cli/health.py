@@ -70,7 +70,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _examine(settings: Settings) -> Iterator[Finding]:
     # Here, not above: `health` through an API does without Dagster.
-    from assetclass_pipeline.defs.health import health_of  # noqa: PLC0415 - Dagster takes seconds
+    from assetclass_pipeline.defs.health import health_of
 
     yield from findings_of(health_of(settings))
     try:

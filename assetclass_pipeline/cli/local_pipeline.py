@@ -243,7 +243,7 @@ class LocalPipeline:
 
     def health(self) -> Health:
         """Whether all is well; starts nothing."""
-        from assetclass_pipeline.defs.health import health_of  # noqa: PLC0415 - Dagster takes seconds
+        from assetclass_pipeline.defs.health import health_of
 
         return health_of(self._settings)
 

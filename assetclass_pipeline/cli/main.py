@@ -147,8 +147,10 @@ def _sign(name: str, sentence: str) -> "Command":
 
 
 def _load(name: str) -> "Command":
-    # Only now, for it imports the driver: a server that a command has started must not outlive it.
-    from assetclass_pipeline.database.embedded import exit_on_termination  # noqa: PLC0415
+    # A server that a command has started must not outlive it.
+    from assetclass_pipeline.database.embedded import (  # noqa: PLC0415 - --help needs no driver
+        exit_on_termination,
+    )
 
     exit_on_termination()
     place = COMMANDS[name]

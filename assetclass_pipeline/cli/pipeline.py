@@ -104,12 +104,12 @@ def open_pipeline() -> Iterator[Pipeline]:
     remote = chosen(settings)
     # Imported when it is needed: one of them needs the driver, the other one HTTP.
     if remote is None:
-        from assetclass_pipeline.cli.local_pipeline import LocalPipeline  # noqa: PLC0415 - see above
+        from assetclass_pipeline.cli.local_pipeline import LocalPipeline
 
         with LocalPipeline(settings) as here:
             yield here
     else:
-        from assetclass_pipeline.cli.remote_pipeline import open_remote  # noqa: PLC0415 - see above
+        from assetclass_pipeline.cli.remote_pipeline import open_remote
 
         with open_remote(remote) as there:
             yield there

@@ -150,8 +150,8 @@ def refuse_what_has_no_call(command: str, arguments: Sequence[str]) -> None:
     has_call = called is not None and (not called or subcommand is None or subcommand in called)
     if has_call or _HELP & {*arguments}:
         return
-    # Here, not above: it is slow, and most commands never get here.
-    from assetclass_pipeline.settings import load_settings  # noqa: PLC0415 - see above
+    # Most commands never get here.
+    from assetclass_pipeline.settings import load_settings  # noqa: PLC0415 - pydantic is slow
 
     remote = chosen(load_settings())
     if remote is None:

@@ -55,7 +55,7 @@ def correct_when_free(
 
     def run() -> "OperationRun":
         # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
-        from assetclass_pipeline.cli.operation_run import run_correction  # noqa: PLC0415 - slow
+        from assetclass_pipeline.cli.operation_run import run_correction
 
         return run_correction(dsn, settings, options, reason=reason, ticket=ticket, resume=resume)
 
@@ -80,7 +80,7 @@ def roll_back_when_free(
     """
 
     def run() -> "OperationRun":
-        from assetclass_pipeline.cli.operation_run import run_rollback  # noqa: PLC0415 - slow
+        from assetclass_pipeline.cli.operation_run import run_rollback
 
         return run_rollback(
             dsn, settings, rollback_of, options, reason=reason, ticket=ticket, resume=resume

@@ -135,7 +135,7 @@ def _migrating(
 ) -> Iterator[tuple["Steps", psycopg.Connection[TupleRow]]]:
     """One connection in one transaction, for alembic and for us, while nobody else migrates."""
     # Most commands only ask where the schema stands, and need not wait for alembic.
-    from assetclass_pipeline.database.migration_steps import steps_on  # noqa: PLC0415
+    from assetclass_pipeline.database.migration_steps import steps_on
 
     connection = connect(dsn, settings, purpose=purpose)
     connection.autocommit = False

@@ -114,7 +114,7 @@ def write_archive(
     where the table does not hold the `expected` number of rows.
     """
     # Whoever only asks what archives there are need not wait for pyarrow.
-    from assetclass_pipeline.engine.archive_file import Rows, difference, write  # noqa: PLC0415
+    from assetclass_pipeline.engine.archive_file import Rows, difference, write
 
     directory = require_directory(settings)
     rows = Rows(connection, settings, source.correction_id, source.identifier, CHUNK, check)
@@ -258,7 +258,8 @@ def find_rows(
             f"The archive {path} of operation {correction_id} is missing. Copy it back there from "
             "your own copies, or name its directory in ASSETCLASS_ARCHIVE_DIRECTORY."
         )
-    from assetclass_pipeline.engine.archive_file import matching  # noqa: PLC0415 - as above
+    # As above.
+    from assetclass_pipeline.engine.archive_file import matching
 
     with _readable(settings.archive):
         return [ArchivedRow(**row) for row in matching(path, row_id)]

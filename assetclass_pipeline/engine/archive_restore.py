@@ -38,7 +38,7 @@ def restore_archive(
     that is missing, altered or does not fit, and OperationStateError while such a table exists.
     """
     # `backups list` shares this module's command, and need not wait for pyarrow.
-    from assetclass_pipeline.engine.archive_file import as_csv  # noqa: PLC0415
+    from assetclass_pipeline.engine.archive_file import as_csv
 
     key = as_uuid(correction_id)
     file = _archive_of(connection, settings, correction_id)

@@ -185,7 +185,7 @@ def _library() -> Any:  # noqa: ANN401 - its names carry no types
     with warnings.catch_warnings():
         # One of its plugins asks for a module that Python is about to drop, and does without it.
         warnings.simplefilter("ignore", DeprecationWarning)
-        import apprise  # noqa: PLC0415 - its logger must be masked first
+        import apprise  # now that its logger is masked
 
         apprise.Apprise.instantiate("json://localhost")  # loads the plugins
     for name in _TALKATIVE:

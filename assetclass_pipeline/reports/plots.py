@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def line_plot(
         marker = "o" if dots or len(each.moments) <= _AT_MOST else ""
         style = "none" if dots else "-"
         axes.plot(
-            list(each.moments),  # type: ignore[arg-type] # its stubs know numbers only
+            _places(each.moments),
             list(each.values),
             color=colour,
             linestyle=style,
@@ -74,10 +74,10 @@ def line_plot(
             label=each.name,
         )
     if ahead is not None:
-        moments = list(ahead.moments)
+        moments = _places(ahead.moments)
         if band is not None:
             axes.fill_between(
-                moments,  # type: ignore[arg-type] # its stubs know numbers only
+                moments,
                 list(band[0]),
                 list(band[1]),
                 color=_LINES[0],
@@ -85,7 +85,7 @@ def line_plot(
                 linewidth=0,
             )
         axes.plot(
-            moments,  # type: ignore[arg-type] # its stubs know numbers only
+            moments,
             list(ahead.values),
             color=_LINES[0],
             linestyle="--",
@@ -114,8 +114,13 @@ def bar_plot(
     return _svg(figure, axes, unit)
 
 
+def _places(moments: Sequence[datetime]) -> list[Any]:
+    """Where they are on an axis of time, which takes them as they are; its stubs know numbers."""
+    return list(moments)
+
+
 def _figure(inches: tuple[float, float]) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure  # noqa: PLC0415 - see above
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, layout="constrained")
     axes = figure.add_subplot()
@@ -128,7 +133,7 @@ def _figure(inches: tuple[float, float]) -> "tuple[Figure, Axes]":
 
 
 def _over_time(axes: "Axes") -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415 - see above
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call] # it has no types
     axes.xaxis.set_major_locator(locator)
@@ -137,8 +142,8 @@ def _over_time(axes: "Axes") -> None:
 
 
 def _svg(figure: "Figure", axes: "Axes", unit: str) -> str:
-    from matplotlib import rc_context  # noqa: PLC0415 - see above
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator  # noqa: PLC0415 - see above
+    from matplotlib import rc_context
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     if not isinstance(axes.yaxis.get_major_locator(), FixedLocator):
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))

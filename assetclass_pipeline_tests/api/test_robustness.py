@@ -91,11 +91,12 @@ def nobody_wakes(market: Market) -> Iterator[None]:
 
 
 def asleep_in(market: Market) -> int:
-    [(number,)] = market.connection.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' "
-        "AND query LIKE 'SELECT pg_sleep%' AND datname = current_database()"
-    ).fetchall()
-    return int(number)
+    return int(
+        market.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' "
+            "AND query LIKE 'SELECT pg_sleep%' AND datname = current_database()"
+        )
+    )
 
 
 def test_a_statement_whose_client_goes_away_is_ended(service: Service, market: Market) -> None:
@@ -255,11 +256,12 @@ def test_a_database_that_stops_and_starts_is_found_again(tmp_path: Path) -> None
 
 
 def waiting_in(market: Market) -> int:
-    [(number,)] = market.connection.execute(
-        "SELECT count(*) FROM pg_locks WHERE NOT granted "
-        "AND relation = 'assetclass.api_token'::regclass"
-    ).fetchall()
-    return int(number)
+    return int(
+        market.value(
+            "SELECT count(*) FROM pg_locks WHERE NOT granted "
+            "AND relation = 'assetclass.api_token'::regclass"
+        )
+    )
 
 
 def test_it_finishes_what_it_has_begun_when_it_is_stopped(
