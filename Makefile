@@ -34,8 +34,12 @@ demo: $(READY)  ## correct real market data on the embedded PostgreSQL
 up: $(READY)  ## webserver, daemon, API and database; Ctrl-C stops them all
 	@$(BIN)/assetclass up
 
+# Thousands of tests of real processes, more of them than cores: one that came too late on a busy
+# machine is tried once more and listed with what it said, up to three. What a fault did to the
+# rows is never tried again, and neither is a fourth failure.
 test: $(READY)  ## all tests, on real PostgreSQL
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --reruns 1 --max-suite-reruns 3 --rerun-show-tracebacks \
+		--rerun-exclude-path assetclass_pipeline_tests/faults
 
 faults: $(READY)  ## every fault with all its tries, and what became of the rows
 	@$(BIN)/python -m pytest -n $(WORKERS) --fault-tries full \

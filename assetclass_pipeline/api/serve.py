@@ -29,6 +29,10 @@ from assetclass_pipeline.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 
+# Seconds for which the rest of what cannot be read as HTTP is dropped: a client that is cut off
+# while it writes would never see the answer.
+_PATIENCE_WITH_THE_REST = 1.0
+
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; requests at work are finished then.
@@ -103,6 +107,7 @@ class _Protocol(H11Protocol):
 
     seconds_for_head = 10.0
     _cut: asyncio.TimerHandle | None = None
+    _refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The first head is awaited."""
@@ -112,6 +117,8 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """A part of a head, or of a body, which the application waits for itself."""
+        if self._refused:
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_awaiting()
@@ -145,7 +152,9 @@ class _Protocol(H11Protocol):
         response = h11.Response(status_code=HTTPStatus.BAD_REQUEST, headers=headers)
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self.transport.write_eof()
+        self._refused = True
+        self.loop.call_later(_PATIENCE_WITH_THE_REST, self.transport.close)
 
     def _await_head(self) -> None:
         self._cut = self.loop.call_later(self.seconds_for_head, self.transport.abort)

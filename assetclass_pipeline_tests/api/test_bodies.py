@@ -1,9 +1,11 @@
 """Bodies of requests: what is read as JSON, what is refused, and how soon."""
 
 import json
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPResponse
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from assetclass_pipeline.api.bodies import read_strictly
 from assetclass_pipeline.api.envelope import answer
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.options import CorrectionOptions
-from assetclass_pipeline_tests.api.service import LONGEST, Service, serving
+from assetclass_pipeline_tests.api.service import LONGEST, Service, serving, wait_until
 from assetclass_pipeline_tests.market import Market
 
 echoing = APIRouter()
@@ -184,7 +186,10 @@ def test_a_second_head_that_dawdles_is_cut_off_too(impatient: Service) -> None:
     port = int(impatient.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=LONGEST) as connection:
         connection.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert connection.recv(65_536).startswith(b"HTTP/1.1 404 ")
+        first = HTTPResponse(connection)
+        first.begin()
+        assert first.status == 404
+        assert json.loads(first.read())["errorCode"] == "NOT_FOUND"
         connection.sendall(b"GET /not")
         with suppress(ConnectionResetError):
             assert connection.recv(65_536) == b""
@@ -211,6 +216,29 @@ def test_a_client_that_waits_for_leave_is_refused_before_it_sends(service: Servi
         b"POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 999999\r\n\r\n"
     )
     assert said.startswith(b"HTTP/1.1 413 ")
+
+
+def test_who_writes_on_after_a_refusal_sees_it_all_the_same(service: Service) -> None:
+    port = int(service.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=LONGEST) as connection:
+        connection.sendall(b"GARBAGE\r\n\r\n")
+        while not select.select([connection], [], [], 0)[0]:
+            connection.sendall(b"x" * 1_000)
+        for _ in range(10):
+            connection.sendall(b"x" * 100_000)
+        refused = HTTPResponse(connection)
+        refused.begin()
+        assert (refused.status, json.loads(refused.read())["success"]) == (400, False)
+        # Not for ever, though.
+        wait_until(lambda: _is_cut_off(connection))
+
+
+def _is_cut_off(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(b"x")
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
 
 
 @pytest.mark.parametrize("path", ["echo%00", "echo?reason=%00"])
