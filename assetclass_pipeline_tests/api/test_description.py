@@ -129,7 +129,7 @@ def stage(market: Market, tokens: dict[Role, str]) -> Iterator[Stage]:
         [alert] = judge(cursor, market.settings, [finding])
     there = {"correction_id": correction_id, "row_id": "7", "alert_id": alert.id}
     # Tokens are what schemathesis makes up, and they are many.
-    api = {"failed_logins_per_minute": 1_000_000, "fallback": False}
+    api = {"failed_logins_per_minute": 1_000_000, "fallback": False, "status_age": 0}
     with pytest.MonkeyPatch.context() as patch, serving(market.dsn, api=api) as service:
         # Nobody does what is asked for: waiting for it would last.
         patch.setattr(waiting, "LONGEST_WAIT", 0)

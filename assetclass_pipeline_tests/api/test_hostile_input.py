@@ -126,7 +126,7 @@ def correction_id(market: Market) -> str:
 @pytest.fixture(scope="module")
 def service(market: Market) -> Iterator[Service]:
     """One that does not tire of wrong tokens, and does not wait for what nobody will do."""
-    api = {"failed_logins_per_minute": 1_000_000, "fallback": False}
+    api = {"failed_logins_per_minute": 1_000_000, "fallback": False, "status_age": 0}
     with pytest.MonkeyPatch.context() as patch, serving(market.dsn, api=api) as running:
         patch.setattr(waiting, "LONGEST_WAIT", 0)
         yield running
