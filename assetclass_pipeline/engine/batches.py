@@ -11,6 +11,7 @@ from functools import partial
 from psycopg import Connection, Cursor, errors
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.database.catalogue import parts_left
 from assetclass_pipeline.database.connections import set_local, transaction
 from assetclass_pipeline.database.market_tables import Leaf
 from assetclass_pipeline.database.queries import query
@@ -45,6 +46,10 @@ Step = Callable[[Batch, float], None]
 
 class _LeafRewrittenError(Exception):
     """The leaf has another file than when its addresses were taken."""
+
+
+class _LeafGoneError(Exception):
+    """The leaf was dropped or detached since the tables were looked at."""
 
 
 class Worker:
@@ -101,8 +106,24 @@ class Worker:
                 self.work.holder.attempt_to_write(self._session, self._timed, step, batch)
             except _LeafRewrittenError:
                 take_addresses_afresh(self.work, self._session, batch.leaf)
+            except _LeafGoneError:
+                step = self._leave
+            except errors.UndefinedTable:
+                # Dropped between two statements of the batch; or what is gone is the plan.
+                if step == self._leave or not self._is_gone(batch):
+                    raise
+                step = self._leave
             else:
                 return
+
+    def _is_gone(self, batch: Batch) -> bool:
+        work = self.work
+
+        def look() -> bool:
+            with transaction(self.connection, work.holder.settings, read_only=True) as cursor:
+                return not parts_left(cursor, work.tables.market_oid, [batch.leaf])
+
+        return work.holder.attempt_to_write(self._session, look)
 
     def _find_poison(self, batch: Batch, error: Exception) -> None:
         if batch.records > 1:
@@ -162,6 +183,8 @@ class Worker:
         work, values = self.work, {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
         in_range = Condition(query("batch", "in_range"), dict(values))
         ahead = look_ahead(cursor, work, in_range, leaf.oid)
+        if ahead.is_gone:
+            raise _LeafGoneError
         if work.plan.was_rewritten(leaf.oid, ahead.file_node):
             raise _LeafRewrittenError
         if batch.leaf in work.plan.reusing and ahead.pages <= batch.records:
@@ -204,7 +227,9 @@ class Worker:
                 query("batch", "in_range"),
                 {"first_seq": batch.first_seq, "last_seq": batch.last_seq},
             )
-            ahead = look_ahead(cursor, work, in_range)
+            ahead = look_ahead(cursor, work, in_range, leaf.oid)
+            if ahead.is_gone:
+                raise _LeafGoneError
             written = rows.write(cursor, seqs, announced, ahead.stale_symbols)
             refuse_rewritten(work, written.rewritten)
             left = sorted({*seqs} - {*written.corrected})

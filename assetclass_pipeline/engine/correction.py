@@ -58,6 +58,7 @@ from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.work import Work, release_quarantine
 from assetclass_pipeline.errors import (
     AssetClassError,
+    MarketTablesError,
     OperationFencedError,
 )
 from assetclass_pipeline.model.audit import Action
@@ -275,10 +276,19 @@ def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, i
         if not _late_rows(correction, state, report):
             return report, 0
         correction.enter(Phase.PLANNING)
+        correction.again(lambda: _find_new_partitions(correction))
         add_late_rows(correction.scan(), state)
         _correct(correction, state)
     report = correction.analyse()
     return report, _late_rows(correction, state, report)
+
+
+def _find_new_partitions(correction: Correction) -> None:
+    """Late rows may stand in partitions that were made since; what we may not write is left out."""
+    with suppress(MarketTablesError):
+        correction.tables = inspect_market_tables(
+            correction.connection, correction.settings, for_writing=True
+        )
 
 
 def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport) -> int:

@@ -109,7 +109,8 @@ def rehearse(
         return _skipped(reason)
     try:
         place = _find_rows(stage)
-    except (errors.LockNotAvailable, errors.QueryCanceled) as error:
+    except (errors.LockNotAvailable, errors.QueryCanceled, errors.UndefinedTable) as error:
+        # The last: a partition was dropped meanwhile.
         return Rehearsed(None, (_failed(tables, error),))
     if place is None:
         return _skipped(

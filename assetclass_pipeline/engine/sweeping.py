@@ -6,12 +6,13 @@ batches (batches.py), which only ever work by physical address.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import Cursor, errors, sql
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.database.catalogue import parts_left
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import Statement, query
 from assetclass_pipeline.engine.batches import LEDGER_KEYS
@@ -50,11 +51,21 @@ def sweep(work: Work, first_pass: int) -> None:
     Rows that merely moved are found by key, symbol, time and old value; every other one keeps the
     reason why it was left in the list of skipped rows.
     """
+    work = work.holder.attempt(_with_parts_left, work)
     for number in range(first_pass, first_pass + MOST_PASSES):
         still_locked = _one_pass(work, number)
         if not still_locked:
             return
         work.holder.stop.wait(PAUSE)
+
+
+def _with_parts_left(work: Work) -> Work:
+    """Without the leaves that were dropped or detached meanwhile: their rows are none of ours."""
+    oids = [leaf.oid for leaf in work.tables.leaves]
+    with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+        left = parts_left(cursor, work.tables.market_oid, oids)
+    leaves = tuple(leaf for leaf in work.tables.leaves if leaf.oid in left)
+    return replace(work, tables=replace(work.tables, leaves=leaves))
 
 
 def next_pass(work: Work) -> int:

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect, set_local, transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine import batches as batches_module
 from assetclass_pipeline.engine.batches import BATCH_SETTINGS, Worker
 from assetclass_pipeline.engine.claiming import claim
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
@@ -25,7 +26,7 @@ from assetclass_pipeline.engine.ranges import Batch
 from assetclass_pipeline.engine.silence import ADVISORY_CLASS
 from assetclass_pipeline.engine.sweeping import sweep_statement
 from assetclass_pipeline.engine.tempo import Tempo
-from assetclass_pipeline.engine.work import Work, set_updated_at
+from assetclass_pipeline.engine.work import Ahead, Work, look_ahead, set_updated_at
 from assetclass_pipeline.errors import (
     CorrectionFailedError,
     ErrorRateError,
@@ -77,6 +78,13 @@ def detach(market: Market) -> None:
     """Take the first partition out of the table; it stays with its rows."""
     statement: LiteralString = "ALTER TABLE {} DETACH PARTITION {}"
     market.execute(statement, market.market_identifier, market.part(1))
+
+
+def parts_of(market: Market) -> int:
+    """Partitions that the table has now."""
+    return int(
+        market.value("SELECT count(*) FROM pg_inherits WHERE inhparent = 'market_data'::regclass")
+    )
 
 
 def fall_silent(market: Market) -> None:
@@ -430,6 +438,67 @@ class TestOthersChangeRows:
         assert operation.skipped_by_reason == {SkipReason.DELETED: gone}
         assert operation.records_corrected == 12 - gone
         assert market.value("SELECT count(asset_class) FROM {}", market.part(1)) == 0
+        assert_accounted(market, operation)
+
+    @pytest.mark.parametrize("rows_stay", [True, False], ids=["detached", "dropped"])
+    def test_a_partition_that_goes_in_mid_run_is_left_alone(
+        self, make_market: MakeMarket, *, rows_stay: bool
+    ) -> None:
+        """Guard: each batch looks whether its leaf is still a part of the table."""
+        market = small(make_market(partitioning="hash"))
+        gone = market.value("SELECT count(*) FROM {}", market.part(1))
+
+        def take_away(operation: Operation) -> None:
+            if operation.phase is Phase.CORRECTING and parts_of(market) == 3:
+                detach(market) if rows_stay else market.execute("DROP TABLE {}", market.part(1))
+
+        request = request_of(batch_size=4)
+        operation = correct(market.dsn, market.settings, request, observe=take_away)
+        assert operation.status is Status.SUCCEEDED
+        assert operation.skipped_by_reason == {SkipReason.DELETED: gone}
+        assert operation.records_corrected == 12 - gone
+        if rows_stay:
+            assert market.value("SELECT count(asset_class) FROM {}", market.part(1)) == 0
+        assert_accounted(market, operation)
+
+    def test_a_partition_that_is_dropped_in_the_middle_of_a_batch_is_left(
+        self, make_market: MakeMarket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Guard: a table that is unknown by now is looked for, not taken for an error."""
+        market = small(make_market(partitioning="hash"))
+        gone = market.value("SELECT count(*) FROM {}", market.part(1))
+
+        def then_drop(cursor: psycopg.Cursor[Any], work: Work, *rest: Any) -> Ahead:
+            ahead = look_ahead(cursor, work, *rest)
+            market.execute("DROP TABLE IF EXISTS {}", market.part(1))
+            return ahead
+
+        monkeypatch.setattr(batches_module, "look_ahead", then_drop)
+        operation = correct_now(market, batch_size=100, workers=1)
+        assert operation.skipped_by_reason == {SkipReason.DELETED: gone}
+        assert operation.records_corrected == 12 - gone
+        assert_accounted(market, operation)
+
+    def test_rows_of_a_partition_that_is_made_in_mid_run_are_corrected_too(
+        self, make_market: MakeMarket
+    ) -> None:
+        """Guard: the tables are looked at again before rows that came late are planned."""
+        market = small(make_market(partitioning="range"))
+
+        def feed(operation: Operation) -> None:
+            if operation.phase is Phase.SWEEPING and parts_of(market) == 3:
+                market.execute(
+                    "CREATE TABLE {} PARTITION OF {} (PRIMARY KEY (id)) "
+                    "FOR VALUES FROM ('2030-01-01') TO ('2031-01-01')",
+                    market.part(4),
+                    market.market_identifier,
+                )
+                market.add(Bar(n, "BTC", "2030-02-01") for n in range(100, 140))
+
+        operation = correct(market.dsn, market.settings, request_of(), observe=feed)
+        assert operation.skipped_by_reason == {}
+        assert operation.records_corrected == 52
+        assert report_of(market).correctable == 0
         assert_accounted(market, operation)
 
     def test_reused_addresses_do_not_get_the_class_of_the_row_before(

@@ -2,14 +2,15 @@
 -- Symbols of this batch whose rows must not be written.
 -- Second: whether a trigger of the market table could change a row again after the UPDATE; without
 -- one RETURNING has already read every version that is written. Then the batch's first and last
--- address, and the file that its leaf has now.
+-- address, the file that its leaf has now, and whether the leaf is still a part of the table.
 SELECT ({stale_symbols}),
        EXISTS (SELECT FROM pg_trigger t
                WHERE t.tgrelid = ANY (%(relations)s::oid[]) AND t.tgenabled <> 'D'
                  AND (NOT t.tgisinternal OR t.tgparentid <> 0)),
        (SELECT min(b.source_address)::text FROM {backup} b WHERE {in_batch}),
        (SELECT max(b.source_address)::text FROM {backup} b WHERE {in_batch}),
-       pg_relation_filenode(%(leaf)s::oid)::bigint
+       pg_relation_filenode(%(leaf)s::oid)::bigint,
+       {is_part}
 
 -- name: stale_symbols
 -- Those whose class symbols no longer derives as planned: their rows must not get a class that the
