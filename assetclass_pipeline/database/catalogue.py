@@ -59,7 +59,8 @@ class Column:
 class LeafRelation:
     """A table of a partition tree that has no partitions of its own, or the plain table itself.
 
-    `has_key`: some unique index holds nothing but columns that the plan keeps of a row. From
+    `has_key`: some unique index holds nothing but columns that the plan keeps of a row.
+    `has_id_index`: some index, unique or not, finds rows by their id alone. From
     `is_on_postgres` to `remote_table`: a foreign table, and what postgres_fdw makes of it.
     """
 
@@ -71,6 +72,7 @@ class LeafRelation:
     has_update_rules: bool
     row_security: bool
     has_key: bool
+    has_id_index: bool
     is_on_postgres: bool
     is_updatable: bool
     server: str | None

@@ -21,6 +21,7 @@ from assetclass_pipeline.engine.analysis import any_correctable, correctable_mon
 from assetclass_pipeline.engine.by_key import (
     ForeignRows,
     Nulls,
+    by_id,
     candidates,
     keys_restrict,
 )
@@ -770,7 +771,7 @@ class TestWhatTheOtherServerReads:
                 (asked,) = asked_there(market, statement)
                 assert "ctid = ANY (" in asked
             assert "FOR UPDATE" in asked_there(market, rows.lock())[0]
-            looked_at = candidates(work, work.tables.leaves[0].identifier)
+            looked_at = candidates(work, work.tables.leaves[0].identifier, by_id(work))
             assert "id = ANY (" in asked_there(market, looked_at)[0]
 
 

@@ -134,11 +134,11 @@ DELETE FROM assetclass.operation_attempt
 WHERE correction_id = %(correction_id)s AND isempty(seqs)
 
 -- name: candidates
--- What one leaf holds under the ids of planned rows, to explain why they were not written.
+-- What one leaf holds under the ids of planned rows, to explain why they were not written; under
+-- their whole keys where no index knows ids.
 WITH {wanted}
 SELECT w.seq, w.id IS NULL, bool_or(m.id IS NOT NULL),
        coalesce(bool_or(m.id IS NOT NULL AND {same_row} AND {value}), false)
 FROM wanted w
-LEFT JOIN (SELECT * FROM {leaf} m WHERE m.id = ANY (ARRAY(SELECT id{id_cast} FROM wanted))) m
-       ON m.id = w.id
+LEFT JOIN {leaf} m ON {restricted}
 GROUP BY w.seq, w.id IS NULL

@@ -97,6 +97,14 @@ SELECT
             AND attribute.attname <> ALL (%(key)s::text[])
         )
     ) AS has_key,
+    EXISTS (
+        SELECT FROM pg_index
+        JOIN pg_class AS index ON index.oid = indexrelid
+        JOIN pg_am ON pg_am.oid = index.relam AND pg_am.amname IN ('btree', 'hash')
+        JOIN pg_attribute AS attribute
+            ON attribute.attrelid = leaf.oid AND attribute.attnum = indkey[0]
+        WHERE indrelid = leaf.oid AND indisvalid AND indpred IS NULL AND attribute.attname = 'id'
+    ) AS has_id_index,
     coalesce(handler.proname = 'postgres_fdw_handler', false) AS is_on_postgres,
     coalesce(
         (SELECT option_value::boolean FROM pg_options_to_table(foreign_table.ftoptions)

@@ -285,7 +285,7 @@ SELECT correction_id::text FROM assetclass.operation WHERE run_id = %(run_id)s
 ORDER BY requested_at DESC LIMIT 1
 
 -- name: scanned_pages
-SELECT coalesce((plan #>> ARRAY['scanned', %(leaf)s])::integer, 0)
+SELECT coalesce((plan #>> ARRAY['scanned', %(leaf)s])::bigint, 0)
 FROM assetclass.operation WHERE correction_id = %(correction_id)s
 
 -- name: left_by_window
