@@ -44,6 +44,13 @@ _RANDOM_PAGE_COST = "1.1"
 Step = Callable[[Batch, float], None]
 
 
+class TooLongError(Exception):
+    """The server ended a batch of several rows, by its time-out or because somebody asked it to.
+
+    As it is it would be ended again: only a smaller one gets on.
+    """
+
+
 class _LeafRewrittenError(Exception):
     """The leaf has another file than when its addresses were taken."""
 
@@ -60,6 +67,7 @@ class Worker:
         self.number = number
         self._session = work.holder.open_session(f"worker {number}")
         self._seconds = 0.0
+        self._records = 0
         self._began = 0.0
 
     @property
@@ -78,23 +86,27 @@ class Worker:
         """Close the connection if there is one."""
         self._session.close()
 
-    def correct(self, batch: Batch) -> float:
-        """Do one batch to its end; returns the seconds that its last part took.
+    def correct(self, batch: Batch) -> tuple[int, float]:
+        """Do one batch to its end; returns rows of its last part, and the seconds that it took.
 
-        Rows that the database refuses are found by halving the batch, and quarantined. Raises
-        ErrorRateError when they are too many, OperationFencedError after a take-over, and what
-        `Stop` carries.
+        One that takes too long is halved, and later ones are smaller. Rows that the database
+        refuses are found by halving the batch, and quarantined. Raises ErrorRateError when they are
+        too many, OperationFencedError after a take-over, and what `Stop` carries.
         """
         called = time.monotonic()
         try:
             self._do(batch)
+        except TooLongError:
+            self.work.tempo.took_too_long(batch.records, time.monotonic() - self._began)
+            for half in batch.halves():
+                self.correct(half)
         except Exception as error:
             if not is_data_error(error):
                 raise
             self._find_poison(batch, error)
         if self._began - called > 2 * self._seconds:
             self.work.tempo.was_held()
-        return self._seconds
+        return self._records, self._seconds
 
     def _do(self, batch: Batch) -> None:
         leaf = self.work.leaves.get(batch.leaf)
@@ -154,11 +166,15 @@ class Worker:
             # holds this batch, and this second try was rolled back.
             if error.diag.constraint_name not in LEDGER_KEYS:
                 raise
+        except errors.QueryCanceled:
+            if batch.records > 1:
+                raise TooLongError from None
+            raise
         except Exception as error:
             if shows_contention(error):
                 self.work.tempo.met_contention()
             raise
-        self._seconds = time.monotonic() - self._began
+        self._records, self._seconds = batch.records, time.monotonic() - self._began
 
     def _leave(self, batch: Batch, started: float) -> None:
         """Its leaf was detached or dropped: the sweep looks for its rows elsewhere."""

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from assetclass_pipeline.database.catalogue import parts_left
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import Statement, query
-from assetclass_pipeline.engine.batches import LEDGER_KEYS
+from assetclass_pipeline.engine.batches import LEDGER_KEYS, TooLongError
 from assetclass_pipeline.engine.by_key import (
     Announced,
     ForeignRows,
@@ -101,7 +101,9 @@ def _skipped_after(work: Work, after: int) -> list[int]:
 def _sweep(work: Work, number: int, seqs: list[int]) -> int:
     """One batch of skipped rows; poison among them is found by halving, and quarantined."""
     try:
-        return work.holder.attempt_to_write(None, _sweep_batch, work, number, seqs)
+        return work.holder.attempt_to_write(None, _sweep_in_time, work, number, seqs)
+    except TooLongError:
+        return _in_halves(work, number, seqs)
     except psycopg.Error as error:
         if _was_done(error):
             return len(seqs)
@@ -110,8 +112,21 @@ def _sweep(work: Work, number: int, seqs: list[int]) -> int:
         if len(seqs) == 1:
             work.holder.attempt_to_write(None, _quarantine, work, seqs[0], error)
             return 0
-        half = len(seqs) // 2
-        return _sweep(work, number, seqs[:half]) + _sweep(work, number, seqs[half:])
+        return _in_halves(work, number, seqs)
+
+
+def _in_halves(work: Work, number: int, seqs: list[int]) -> int:
+    half = len(seqs) // 2
+    return _sweep(work, number, seqs[:half]) + _sweep(work, number, seqs[half:])
+
+
+def _sweep_in_time(work: Work, number: int, seqs: list[int]) -> int:
+    try:
+        return _sweep_batch(work, number, seqs)
+    except errors.QueryCanceled:
+        if len(seqs) > 1:
+            raise TooLongError from None
+        raise
 
 
 def _was_done(error: psycopg.Error) -> bool:

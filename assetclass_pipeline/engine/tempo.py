@@ -10,6 +10,7 @@ from typing import Protocol
 
 from assetclass_pipeline.model.options import Pace
 from assetclass_pipeline.model.pacing import (
+    CUT_AT,
     PROFILES,
     Bounds,
     Pacing,
@@ -99,16 +100,31 @@ class Tempo:
             self._pacing = retuned(self._pacing, self._bounds)
             self._window_began = None
 
-    def took(self, records: int, seconds: float) -> float:
-        """Learn from a batch of `records` rows; returns the seconds that its worker rests now."""
+    def took(self, records: int, seconds: float, *, of: int) -> float:
+        """Learn from the last `records` rows of a batch `of` so many; returns seconds to rest now.
+
+        The two differ where a batch had to be halved, to find the rows that are refused.
+        """
         with self._guard:
             self._follow_tuning()
-            bounds, profile = self._bounds, self._profile
-            self._pacing = after_batch(
-                self._pacing, records=records, seconds=seconds, bounds=bounds, profile=profile
-            )
-            self._count(records)
-            return pause_seconds(seconds, profile)
+            self._learn(records, seconds)
+            self._count(of)
+            return pause_seconds(seconds, self._profile)
+
+    def took_too_long(self, records: int, seconds: float) -> None:
+        """A batch of `records` rows was ended by the server: the next ones are cut at once."""
+        with self._guard:
+            self._follow_tuning()
+            self._learn(records, max(seconds, CUT_AT * self._profile.target_seconds))
+
+    def _learn(self, records: int, seconds: float) -> None:
+        self._pacing = after_batch(
+            self._pacing,
+            records=records,
+            seconds=seconds,
+            bounds=self._bounds,
+            profile=self._profile,
+        )
 
     def _count(self, records: int) -> None:
         now = time.monotonic()
