@@ -58,15 +58,16 @@ m."timestamp" = ANY (ARRAY(SELECT DISTINCT "timestamp" FROM wanted))
   AND m."timestamp" = w."timestamp"
 
 -- name: same_row
-m.symbol::text = w.symbol::text
+-- Byte by byte: a column's own collation may take AAPL for aapl.
+m.symbol::text COLLATE "C" = w.symbol::text
   AND m.id IS NOT DISTINCT FROM w.id
   AND m."timestamp" IS NOT DISTINCT FROM w."timestamp"
 
 -- name: as_planned
-m.asset_class::text IS NOT DISTINCT FROM w.asset_class::text
+m.asset_class::text COLLATE "C" IS NOT DISTINCT FROM w.asset_class::text
 
 -- name: as_corrected
-m.asset_class::text IS NOT DISTINCT FROM w.corrected_asset_class::text
+m.asset_class::text COLLATE "C" IS NOT DISTINCT FROM w.corrected_asset_class::text
 
 -- name: find
 -- Planned rows, and where they stand there. Of rows alike in everything, the n-th planned one takes
