@@ -232,8 +232,12 @@ def _count(
     *,
     mismatched_only: bool = False,
     not_in: PlanState | None = None,
+    written_in: PlanState | None = None,
 ) -> int:
-    """Correctable rows of the operation's scope and options; with `not_in`, unplanned ones only."""
+    """Correctable rows of the operation's scope and options.
+
+    With `not_in` only those that this plan lacks, with `written_in` those that were corrected.
+    """
     rows = correctable_rows(
         correction.tables,
         correction.options,
@@ -245,11 +249,20 @@ def _count(
     if not_in is not None:
         not_planned = query("plan", "not_planned", backup=not_in.identifier)
         statement = query("plan", "count_late", correctable_rows=rows.text, not_planned=not_planned)
+    values = {**rows.values}
+    if written_in is not None:
+        statement = query(
+            "plan",
+            "count_damaged_again",
+            correctable_rows=rows.text,
+            backup=written_in.identifier,
+        )
+        values["correction_id"] = correction.holder.correction_id
 
     def count() -> int:
         with scan(correction.connection, correction.settings) as cursor:
             row = cursor.execute(
-                statement, {**rows.values, "blanks": blanks_of(cursor.connection)}
+                statement, {**values, "blanks": blanks_of(cursor.connection)}
             ).fetchone()
         return int(row[0]) if row else 0
 
@@ -274,13 +287,30 @@ def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, i
         correction.enter(Phase.VERIFYING)
         report = correction.analyse()
         if not _late_rows(correction, state, report):
+            _tell_damaged_again(correction, state, report)
             return report, 0
         correction.enter(Phase.PLANNING)
         correction.again(lambda: _find_new_partitions(correction))
         add_late_rows(correction.scan(), state)
         _correct(correction, state)
     report = correction.analyse()
+    _tell_damaged_again(correction, state, report)
     return report, _late_rows(correction, state, report)
+
+
+def _tell_damaged_again(correction: Correction, state: PlanState, report: IntegrityReport) -> None:
+    """Rows that we corrected and others have damaged since: what they wrote stays, and is told.
+
+    They are no late rows, which a later pass plans: one row has one place in the plan.
+    """
+    if _damage(correction, report) and (records := _count(correction, written_in=state)):
+        correction.holder.journal.tell("damaged_again", records=records)
+
+
+def _damage(correction: Correction, report: IntegrityReport) -> int:
+    """Rows of the whole table that a correction with these options would change."""
+    overwrites = correction.options.overwrite_existing_values
+    return report.correctable + (report.mismatched if overwrites else 0)
 
 
 def _find_new_partitions(correction: Correction) -> None:
@@ -293,10 +323,7 @@ def _find_new_partitions(correction: Correction) -> None:
 
 def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport) -> int:
     """Correctable rows that no plan knows, counted only where the report shows any damage left."""
-    damage = report.correctable
-    if correction.options.overwrite_existing_values:
-        damage += report.mismatched
-    if not damage or correction.options.max_records_to_process is not None:
+    if not _damage(correction, report) or correction.options.max_records_to_process is not None:
         return 0
     return _count(correction, not_in=state)
 

@@ -575,6 +575,24 @@ class TestOthersChangeRows:
         assert report_of(market).correctable == 0
         assert_accounted(market, operation)
 
+    def test_rows_that_others_damage_again_stay_so_and_are_told(self, market: Market) -> None:
+        """Guard: what is left at the end is named, also where the ledger calls it corrected."""
+        small(market)
+
+        def overwrite(operation: Operation) -> None:
+            if operation.phase is Phase.SWEEPING:
+                market.execute(
+                    "UPDATE {} SET asset_class = '' WHERE id < 4", market.market_identifier
+                )
+
+        request = request_of(batch_size=4)
+        correct(market.dsn, market.settings, request, observe=overwrite)
+        operation = operation_of(market, request.correction_id)
+        assert (operation.records_corrected, operation.skipped_by_reason) == (12, {})
+        assert report_of(market).correctable == 3
+        told = {event.event: event.details for event in operation.events}
+        assert told == {"damaged_again": {"records": 3}}
+
     def test_late_rows_are_not_hidden_by_rows_that_were_deleted(self, market: Market) -> None:
         """What is late is counted by row, not as correctable rows minus skipped ones."""
         request = request_of(batch_size=4)

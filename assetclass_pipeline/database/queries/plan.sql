@@ -138,6 +138,15 @@ SELECT count(*) FROM ({correctable_rows}) correctable
 SELECT count(*) FROM ({correctable_rows}) c
 {not_planned}
 
+-- name: count_damaged_again
+-- Correctable rows that were planned and written: somebody damaged them again since.
+SELECT count(*) FROM ({correctable_rows}) c
+WHERE EXISTS (SELECT FROM {backup} b
+              WHERE b.id = c.id AND b.symbol::text = c.symbol::text COLLATE "C"
+                AND b."timestamp" IS NOT DISTINCT FROM c."timestamp"
+                AND NOT EXISTS (SELECT FROM assetclass.operation_skipped_row s
+                                WHERE s.correction_id = %(correction_id)s AND s.seq = b.seq))
+
 -- name: count_changes
 SELECT symbol, asset_class, corrected_asset_class, count(*) AS records
 FROM ({correctable_rows}) correctable
