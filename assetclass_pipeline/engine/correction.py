@@ -41,6 +41,7 @@ from assetclass_pipeline.engine.readiness import (
     estimate_error,
     prepare,
     refuse_what_would_do_harm,
+    rehearsed_row,
     remember_reference,
     tell_changed_reference,
 )
@@ -272,7 +273,8 @@ def _count(
 def _correct(correction: Correction, state: PlanState) -> None:
     holder = correction.holder
     stored = holder.pacing or correction.pacing
-    tempo = Tempo(correction.options, state.planned, lambda: holder.tuning, stored)
+    rehearsed = correction.again(lambda: rehearsed_row(holder))
+    tempo = Tempo(correction.options, state.planned, lambda: holder.tuning, stored, rehearsed)
     work = Work(holder, correction.tables, state, correction.options, tempo)
     write_plan(correction, work)
 

@@ -50,7 +50,8 @@ class Tempo:
     """Batch size, workers and pauses of one operation; its workers share it.
 
     `tuning` is asked again before each batch: people may change it while the operation runs.
-    `stored` is the pacing that an earlier try of the operation left, as JSON.
+    `stored` is the pacing that an earlier try of the operation left, as JSON; without one
+    `rehearsed`, the seconds that a row cost in the rehearsal, may make the first batch smaller.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Tempo:
         planned: int,
         tuning: Callable[[], Tuning],
         stored: object = None,
+        rehearsed: float | None = None,
     ) -> None:
         self._options = options
         self._start, self._cap = size_range(planned)
@@ -66,7 +68,7 @@ class Tempo:
         self._applied = tuning()
         self._guard = threading.Lock()
         self._pacing = restore(stored, self._bounds) or begin(
-            self._options.batch_size or self._start, self._bounds, self._profile
+            self._options.batch_size or self._start, self._bounds, self._profile, rehearsed
         )
         self._window_began: float | None = None
         self._window_records = 0

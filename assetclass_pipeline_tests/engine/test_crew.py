@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -133,3 +134,19 @@ def test_the_last_part_of_a_halved_batch_is_not_taken_for_a_whole_one() -> None:
     assert tempo.pacing.batch_size == size
     tempo.took(size, 0.001, of=size)
     assert tempo.pacing.batch_size > size
+
+
+@pytest.mark.parametrize("parked", [True, False])
+def test_the_first_batch_is_no_larger_than_its_rehearsal_allows(
+    market: Market, *, parked: bool
+) -> None:
+    """Guard: where a row costs 5 ms, 500 of them would be locked for 2.5 s."""
+    slow_down_each_row(market.fill(300))
+    request = request_of(batch_size=None, workers=1)
+    if parked:
+        # Another process reads what a row cost.
+        plan_now(market, request)
+    operation = correct(market.dsn, market.settings, request)
+    assert operation.records_corrected == 300
+    largest = "SELECT max(last_seq - first_seq + 1) FROM assetclass.operation_batch"
+    assert market.value(largest) == SMALLEST_FLOOR

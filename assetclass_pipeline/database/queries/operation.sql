@@ -306,6 +306,12 @@ SELECT corrected_asset_class::text, count(*) FROM {backup} GROUP BY 1
 UPDATE assetclass.operation SET preflight = %(preflight)s, estimate = %(estimate)s
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
 
+-- name: rehearsed_row
+-- Seconds that a row cost in the rehearsal; NULL where there was none.
+SELECT (preflight #>> '{{rehearsal,seconds}}')::double precision
+       / nullif((preflight #>> '{{rehearsal,records}}')::double precision, 0)
+FROM assetclass.operation WHERE correction_id = %(correction_id)s
+
 -- name: estimate_and_work
 -- What was expected when the plan was made, and the seconds that all tries together did not wait.
 SELECT o.estimate, extract(epoch FROM clock_timestamp() - o.started_at)::double precision
