@@ -117,11 +117,11 @@ def request_correction(
     """
 
     def refuse() -> None:
-        require_schema(connection)
         refuse_while_active(connection, settings)
         look_before(connection, settings, request.options)
 
     with _refusals_recorded(connection, settings, request, correlation_id):
+        require_schema(connection)
         ask = _Ask(connection, settings, request, correlation_id, idempotency)
         return ask.once(refuse, None)
 
@@ -142,10 +142,10 @@ def request_rollback(
     MarketTablesError and SchemaNotReadyError.
     """
     with _refusals_recorded(connection, settings, request, correlation_id):
+        require_schema(connection)
         undoing = Undoing(settings, request.correction_id, request.rollback_of, request.options)
 
         def refuse() -> None:
-            require_schema(connection)
             # A correction whose process died has ended, and can be undone.
             end_abandoned(connection, settings)
             undoing.look(connection)
