@@ -44,6 +44,7 @@ from assetclass_pipeline.engine.undo_check import Survey, Undoing, Undone
 from assetclass_pipeline.engine.undo_effect import after_moves, look_for_harm, moves_of, refuse_harm
 from assetclass_pipeline.engine.undo_plan import UndoScan, make_undo_plan
 from assetclass_pipeline.engine.undo_record import (
+    look_at,
     mark_rolled_back,
     record_cut_off,
     record_undone,
@@ -203,7 +204,7 @@ def _options_of(dsn: str, settings: Settings, request: RollbackRequest) -> Rollb
 
 def _looked_at(dsn: str, settings: Settings, options: RollbackOptions, undoing: Undoing) -> _Seen:
     with connect(dsn, settings, purpose="preflight") as connection:
-        undone = undoing.look(connection)
+        undone = look_at(connection, settings, undoing)
         tables = inspect_market_tables(connection, settings, for_writing=not options.dry_run)
         if undone.is_planned:
             return _Seen(tables, undone, Survey(), None)
@@ -320,7 +321,7 @@ def _record(rollback: Rollback, cursor: Cursor[TupleRow], state: PlanState) -> N
     if not dry_run:
         # Of a backup that lacks rows, or may, not all that stood is in the plan.
         is_partial = rollback.options.is_partial or rollback.survey.lacks != 0
-        record_undone(cursor, rollback.undone, state, is_partial=is_partial)
+        record_undone(cursor, rollback.undone.key, state, is_partial=is_partial)
 
 
 def _keep_record(rollback: Rollback) -> None:

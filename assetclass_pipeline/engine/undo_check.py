@@ -121,6 +121,11 @@ class Undoing:
         self._epoch: int | None = None
         self.is_chosen = chosen_by(options, settings)
 
+    @property
+    def key(self) -> dict[str, object]:
+        """What every statement about both operations is bound to."""
+        return {"undone": self._of, "correction_id": self._id}
+
     def look(self, connection: Connection[TupleRow]) -> Undone:
         """What can be undone. Raises each refusal as its own error."""
         with scan(connection, self._settings) as cursor:
@@ -153,8 +158,7 @@ class Undoing:
         )
 
     def _check(self, cursor: Cursor[TupleRow], *, locked: bool) -> Undone:
-        keys = {"undone": self._of, "correction_id": self._id}
-        row = cursor.execute(query("rollback", "correction"), keys).fetchone()
+        row = cursor.execute(query("rollback", "correction"), self.key).fetchone()
         if row is None:
             raise OperationNotFoundError(
                 f"No operation has the correctionId {self._of}. `assetclass status` lists the "
@@ -165,7 +169,7 @@ class Undoing:
         self._refuse_what_is_no_ended_correction(kind, status, rollback_of)
         self._refuse_what_changed_nothing(dry_run, has_changed, backup_table)
         self._refuse_what_went_on(epoch)
-        begun = cursor.execute(query("rollback", "begun"), keys).fetchone()
+        begun = cursor.execute(query("rollback", "begun"), self.key).fetchone()
         undo, is_planned = begun or (None, False)
         own_plan = PlanState.model_validate(plan)
         undone = Undone(self._of, self._id, own_plan, self.is_chosen, is_planned)

@@ -18,6 +18,7 @@ from assetclass_pipeline.engine.operations import (
     resume_or_new_id,
 )
 from assetclass_pipeline.engine.plan import VISITS, PlanState
+from assetclass_pipeline.engine.requests import request_rollback
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
 from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
@@ -693,6 +694,28 @@ class TestGoingOn:
         assert sum(change.records for change in first.changes) == done
         with pytest.raises(OperationStateError, match=another.correction_id):
             undo_now(market, request)
+
+    def test_the_night_after_a_killed_one_need_not_be_undone_first(self, market: Market) -> None:
+        """What the killed one had put back, the nightly correction took up: that is its own."""
+        correction = correct_now(market.fill(200))
+        cut_off = self._cut_off(market, undo_request_of(correction.correction_id, workers=1))
+        # As after kill -9: nothing is on record yet.
+        market.execute("DELETE FROM assetclass.operation_undone")
+        night = correct_now(market)
+        assert night.records_corrected == cut_off.records_corrected == 90
+
+        with connect(market.dsn, market.settings, purpose="test") as connection:
+            asked = request_rollback(
+                connection, market.settings, undo_request_of(correction.correction_id)
+            )
+            ask_to_cancel(connection, market.settings, asked.correction_id, by="somebody")
+        market.execute("DELETE FROM assetclass.operation_undone")
+        another = undo_now(market, correction)
+
+        assert (another.records_restored, another.records_conflicting) == (110, 0)
+        assert undone_seqs(market) == list(range(1, 201))
+        assert operation_of(market, night.correction_id).rolled_back_by is None
+        assert sum(name is not None for name in market.classes().values()) == 90
 
     def test_what_a_later_correction_wrote_meanwhile_is_not_taken_for_ours(
         self, market: Market
