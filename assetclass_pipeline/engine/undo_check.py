@@ -28,6 +28,7 @@ from assetclass_pipeline.errors import (
     OperationNotFoundError,
     OperationStateError,
 )
+from assetclass_pipeline.model.backup import BY_HAND
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import ACTIVE, Kind
 from assetclass_pipeline.model.rollback import RollbackOptions
@@ -236,7 +237,8 @@ class Undoing:
     ) -> None:
         lock = sql.SQL("FOR SHARE" if locked else "")
         row = cursor.execute(query("rollback", "backup", lock=lock), undone.key).fetchone()
-        if row is not None and row[0] is not None:
+        # What was dropped by hand may have been brought back: the survey proves what it holds.
+        if row is not None and row[0] is not None and row[2] != BY_HAND:
             raise BackupExpiredError(_dropped(self._of, *row))
         if not _exists(cursor, undone.plan):
             raise BackupExpiredError(
@@ -344,9 +346,9 @@ def _dropped(correction: UUID, at: datetime, by: str | None, reason: str | None)
     why = f" ({reason})" if reason else ""
     return (
         f"The backup of correction {correction} was dropped on {at:%Y-%m-%d %H:%M} UTC{who}{why}, "
-        "so its rows can no longer be put back from it. Its rows are kept for audits in an "
-        "archive as long as that has not expired; restore from a backup of the database, or "
-        "correct by hand."
+        f"so it is not rolled back any more. `assetclass backups restore-archive {correction}` "
+        "makes a table of its archived rows, as long as the archive has not expired too; how they "
+        "are put back from that by hand, the runbook of manual recovery says."
     )
 
 
