@@ -11,6 +11,7 @@ from psycopg import sql
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import Statement
 from assetclass_pipeline.engine import undo_plan
+from assetclass_pipeline.engine.backup_verification import verify_backup
 from assetclass_pipeline.engine.control import ask_to_cancel
 from assetclass_pipeline.engine.operations import (
     left_by_last_window,
@@ -427,6 +428,29 @@ class TestSince:
         assert {row.corrected_asset_class for row in rollback.quarantined} == {None}
         assert operation_of(market, correction.correction_id).rolled_back_by is None
         assert_accounted(market, rollback)
+
+    @pytest.mark.parametrize("deleted", [False, True])
+    def test_old_values_fit_a_column_that_became_an_enum(
+        self, market: Market, deleted: bool
+    ) -> None:
+        """As the verification says; a text is assigned to no enum."""
+        market.fill(60).execute("UPDATE market_data SET asset_class = 'OLD' WHERE id <= 20")
+        before = market.classes()
+        correction = correct_now(market, overwrite_existing_values=True)
+        write(market, "CREATE TYPE klass AS ENUM ('CLASS_0', 'CLASS_1', 'OLD')")
+        write(market, "ALTER TABLE {} ALTER asset_class TYPE klass USING asset_class::klass")
+        if deleted:
+            # Planned without an address.
+            write(market, "DELETE FROM {} WHERE id = 60")
+            del before[60]
+        with connect(market.dsn, market.settings, purpose="test") as connection:
+            assert verify_backup(
+                connection, market.settings, correction.correction_id, by="test"
+            ).passed
+        dry = undo_now(market, correction, dry_run=True)
+        rollback = undo_now(market, correction)
+        assert dry.records_planned == rollback.records_restored == len(before)
+        assert market.classes() == before
 
     def test_rows_that_the_backup_lacks_are_not_recorded_as_restored(self, market: Market) -> None:
         correction = correct_now(market.fill(100))

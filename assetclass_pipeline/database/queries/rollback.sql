@@ -179,7 +179,7 @@ WITH {found}, added AS (
     SELECT %(last_seq)s + 1 + s.first
                + s.visit * (s.n / %(visits)s) + least(s.visit, s.n %% %(visits)s)
                + (s.nth - s.first) / %(visits)s,
-           s.id, s.symbol, s."timestamp", s.class_now, s.class_before,
+           s.id, s.symbol, s."timestamp", s.class_now, s.class_before{class_cast},
            %(leaf)s::oid, s.address, s.undone_seq
     FROM (SELECT p.*, p.nth - p.nth %% %(stripe)s AS first, p.nth %% %(visits)s AS visit,
                  least(%(stripe)s, (SELECT count(*) FROM found WHERE fate = 1)
@@ -203,7 +203,7 @@ FROM found
 , noted AS (
     INSERT INTO {undo} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
                         source_table, source_address, undone_seq)
-    SELECT -f.undone_seq, f.id, f.symbol, f."timestamp", f.class_now, f.class_before,
+    SELECT -f.undone_seq, f.id, f.symbol, f."timestamp", f.class_now, f.class_before{class_cast},
            %(leaf)s::oid, f.address, f.undone_seq
     FROM found f WHERE f.fate = 2
 )
@@ -218,7 +218,7 @@ WITH added AS (
     INSERT INTO {undo} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
                         source_table, source_address, undone_seq)
     SELECT %(last_seq)s + row_number() OVER (ORDER BY b.seq), b.id, b.symbol, b."timestamp",
-           b.corrected_asset_class, b.asset_class, 0, '(0,0)', b.seq
+           b.corrected_asset_class{class_cast}, b.asset_class{class_cast}, 0, '(0,0)', b.seq
     FROM ({chosen}) b
     RETURNING seq
 )
