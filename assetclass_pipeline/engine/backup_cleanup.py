@@ -132,7 +132,7 @@ class _Cleanup:
             as_uuid(entry.correction_id), entry.facts.kind, entry.schema_name, entry.table_name
         )
         file = write_archive(self.connection, self.settings, source)
-        if entry.facts.is_superseded:
+        if entry.facts.is_superseded or entry.facts.is_unused:
             return file
         # After the file was proved: whatever was altered before or meanwhile shows in it.
         with scan(self.connection, self.settings) as cursor:

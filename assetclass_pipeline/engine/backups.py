@@ -197,6 +197,7 @@ def _registered(row: dict[str, Any]) -> Registered:
         status=Status(row["status"]),
         expires_at=row["expires_at"],
         has_batches=row.pop("has_batches"),
+        is_complete=row.pop("is_complete"),
         is_overtaken=row.pop("is_overtaken"),
         intact=None if verification is None else bool(verification.get("intact")),
         rolled_back_by=row.pop("rolled_back_by"),

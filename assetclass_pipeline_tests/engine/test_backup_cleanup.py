@@ -209,6 +209,56 @@ def test_a_parked_plan_that_nobody_used_goes_and_can_still_be_resumed(
     assert the_backup(connection, settings).state is BackupState.KEPT
 
 
+@pytest.mark.parametrize("step", ["plan._add_chunk", "plan.complete_plan"])
+def test_a_plan_that_was_never_completed_goes_and_can_still_be_resumed(
+    market: Market,
+    settings: Settings,
+    connection: Connection[TupleRow],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """None of its rows was changed, so it is no damage that half of them are missing."""
+    market.fill(RECORDS)
+    request = request_of()
+    with monkeypatch.context() as patched:
+        patched.setattr(f"assetclass_pipeline.engine.{step}", _fail)
+        with pytest.raises(CorrectionFailedError):
+            correct_now(market, request)
+    assert "can go on" not in why_kept(clean(connection, settings))
+    expire(market)
+    verify_all(connection, settings, by="test")
+    report = clean(connection, settings)
+    assert (len(report.dropped), report.kept) == (1, [])
+    assert "never completed" in report.dropped[0].why
+    assert market.backup_tables() == []
+    resumed = correct_now(market, request)
+    assert resumed.records_corrected == RECORDS
+    assert the_backup(connection, settings).state is BackupState.KEPT
+
+
+def test_a_rollback_that_ended_while_it_was_planned_leaves_nothing_for_good(
+    market: Market,
+    operation: Operation,
+    settings: Settings,
+    connection: Connection[TupleRow],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("assetclass_pipeline.engine.undo_plan.complete_plan", _fail)
+        with pytest.raises(CorrectionFailedError):
+            roll_back(market.dsn, settings, undo_request_of(operation.correction_id))
+    expire(market)
+    report = clean(connection, settings)
+    assert ["never completed" in dropped.why for dropped in report.dropped] == [True]
+    assert market.rollback_tables() == []
+    # The correction's own is needed by who may resume that rollback.
+    assert [kept.failed for kept in report.kept] == [False]
+
+
+def _fail(*_: object) -> None:
+    raise CorrectionFailedError("broken off")
+
+
 def test_a_table_in_use_is_kept_for_the_next_time(
     market: Market, operation: Operation, settings: Settings, connection: Connection[TupleRow]
 ) -> None:

@@ -94,6 +94,7 @@ SELECT b.correction_id::text AS correction_id, o.kind, o.status, o.rolled_back_b
        b.dropped_at, b.dropped_by, b.drop_reason,
        EXISTS (SELECT FROM assetclass.operation_batch l
                WHERE l.correction_id = b.correction_id) AS has_batches,
+       coalesce((o.plan ->> 'complete')::boolean, false) AS is_complete,
        EXISTS (SELECT FROM assetclass.operation x
                WHERE x.rollback_of = coalesce(o.rollback_of, o.correction_id)
                  AND NOT x.dry_run AND x.plan IS NOT NULL
