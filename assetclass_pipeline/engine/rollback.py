@@ -42,7 +42,7 @@ from assetclass_pipeline.engine.running import (
 from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.undo_check import Survey, Undoing, Undone
 from assetclass_pipeline.engine.undo_effect import after_moves, look_for_harm, moves_of, refuse_harm
-from assetclass_pipeline.engine.undo_plan import UndoScan, make_undo_plan
+from assetclass_pipeline.engine.undo_plan import NOWHERE, UndoScan, make_undo_plan
 from assetclass_pipeline.engine.undo_record import (
     look_at,
     mark_rolled_back,
@@ -303,14 +303,11 @@ def _quality(
 
 def _leave_unfound(rollback: Rollback, state: PlanState) -> None:
     """Count only what a rollback would put back."""
-    unplanned = settle_unfound(rollback.work(state), rollback.undone)
-    if not unplanned:
+    left = settle_unfound(rollback.work(state), rollback.undone)
+    if not state.segments or state.segments[-1].leaf != NOWHERE:
         return
-    last = state.segments[-1]
-    left = state.segments[:-1]
-    if last.last_seq - unplanned >= last.first_seq:
-        left.append(last.model_copy(update={"last_seq": last.last_seq - unplanned}))
-    state.segments = left
+    state.segments.pop()
+    state.add(NOWHERE, left)
     rollback.again(lambda: rollback.holder.update("set_plan", state.stored))
 
 

@@ -52,24 +52,27 @@ def settle_left(work: Work, undone: Undone) -> None:
 
 
 def settle_unfound(work: Work, undone: Undone) -> int:
-    """The same for the rows of a dry run that its scan has not met; returns how many it unplans."""
-    unplanned = 0
+    """The same for the rows of a dry run that its scan has not met; returns how many it leaves."""
 
     def unfound(cursor: Cursor[TupleRow], after: int) -> list[int]:
         return _seqs(cursor, "unfound_rows", work, after)
 
     def settle(cursor: Cursor[TupleRow], work: Work, undone: Undone, fates: _Fates) -> None:
-        nonlocal unplanned
         _record_conflicts(cursor, work, undone, fates)
         values = {**undone.key, "records": len(fates.restored)}
         cursor.execute(query("rollback", "count_restored"), values)
         gone = [*fates.restored, *fates.changed, *fates.deleted, *fates.unknown]
         statement = query("rollback", "unplan", undo=work.plan.identifier)
-        row = cursor.execute(statement, {"seqs": gone}).fetchone()
-        unplanned += int(row[0]) if row else 0
+        cursor.execute(statement, {"seqs": gone})
+
+    def count() -> int:
+        with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+            statement = query("rollback", "count_unfound", undo=work.plan.identifier)
+            row = cursor.execute(statement).fetchone()
+        return int(row[0]) if row else 0
 
     _judge(work, undone, unfound, settle)
-    return unplanned
+    return work.holder.attempt(count)
 
 
 def _judge(

@@ -7,12 +7,14 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import Statement
-from assetclass_pipeline.engine import undo_plan
+from assetclass_pipeline.engine import undo_plan, undo_record
 from assetclass_pipeline.engine.backup_verification import verify_backup
 from assetclass_pipeline.engine.control import ask_to_cancel
+from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.engine.operations import (
     left_by_last_window,
     operation_status,
@@ -675,6 +677,37 @@ class TestDryRun:
         write(market, "UPDATE {} SET asset_class = NULL WHERE id <= 4")
         dry = undo_now(market, correction, dry_run=True)
         assert (dry.records_planned, dry.records_restored) == (6, 4)
+
+    def test_what_is_left_is_counted_once_however_often_it_is_judged(
+        self, market: Market, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A step whose COMMIT is not reached is done again."""
+        correction = correct_now(market.fill(10))
+        write(market, "CREATE TABLE moving AS SELECT * FROM {} WHERE id <= 2")
+        write(market, "DELETE FROM {} WHERE id <= 3")
+        require_ours, look_up = Holder.require_ours, undo_record._look_up
+        failures = [psycopg.errors.DeadlockDetected("not now")]
+
+        def fail_once(holder: Holder, cursor: psycopg.Cursor[TupleRow]) -> None:
+            if looked and failures:
+                raise failures.pop()
+            require_ours(holder, cursor)
+
+        def look(*arguments: Any) -> Any:
+            if not looked:
+                # Two have only moved to where the scan had been.
+                write(market, "INSERT INTO {} SELECT * FROM moving")
+            looked.append(True)
+            return look_up(*arguments)
+
+        looked: list[bool] = []
+        monkeypatch.setattr(Holder, "require_ours", fail_once)
+        monkeypatch.setattr(undo_record, "_look_up", look)
+        dry = undo_now(market, correction, dry_run=True)
+        assert (failures, len(looked)) == ([], 2)
+        assert (dry.records_planned, dry.records_conflicting) == (9, 1)
+        assert sum(change.records for change in dry.changes) == 9
+        market.execute("DROP TABLE moving")
 
 
 class TestGoingOn:

@@ -295,6 +295,9 @@ ORDER BY seq LIMIT %(most)s
 -- name: unfound_rows
 SELECT seq FROM {undo} WHERE source_table = 0 AND seq > %(after)s ORDER BY seq LIMIT %(most)s
 
+-- name: count_unfound
+SELECT count(*) FROM {undo} WHERE source_table = 0
+
 -- name: holds_now
 -- What stands under the keys of planned rows in one table; alike rows answer for each other.
 WITH {wanted}
@@ -321,8 +324,7 @@ SET class_now = excluded.class_now, reason = excluded.reason
 
 -- name: unplan
 -- Of a dry run, which has no ledger: rows that a rollback would leave.
-WITH gone AS (DELETE FROM {undo} WHERE seq = ANY (%(seqs)s::bigint[]) RETURNING undone_seq)
-SELECT count(*) FROM gone
+DELETE FROM {undo} WHERE seq = ANY (%(seqs)s::bigint[])
 
 -- name: effect
 -- Rows that change, by the value they held, the one they get, and the class of their symbol.
