@@ -145,7 +145,8 @@ class Undoing:
             content = content_of(cursor, undone.plan.identifier)
             noted = registered(cursor, self._of)
         lacks = undone.plan.planned - content.records
-        if noted and not lacks and was_altered(noted[0].checksum, content):
+        # Where rows were removed the rest can still be restored; added ones nobody planned.
+        if noted and (lacks < 0 or (not lacks and was_altered(noted[0].checksum, content))):
             raise BackupDamagedError(
                 f"The backup of correction {self._of}, {noted[0].name}, does not hold what was "
                 "written into it: somebody altered its rows, and a rollback would restore wrong "

@@ -116,6 +116,19 @@ def _altered_by_hand(market: Market) -> str:
     return correction.correction_id
 
 
+def _grown_by_hand(market: Market) -> str:
+    """Its sum differs whatever the rows that belong there hold."""
+    correction = correct_now(market)
+    backup = sql.Identifier("public", str(correction.backup_table))
+    market.execute("UPDATE {} SET asset_class = 'FORGED' WHERE seq = 1", backup)
+    market.execute(
+        'INSERT INTO {0} SELECT 1000, -1, symbol, "timestamp", asset_class, corrected_asset_class, '
+        "source_table, source_address FROM {0} WHERE seq = 2",
+        backup,
+    )
+    return correction.correction_id
+
+
 def _dropped_by_hand(market: Market) -> str:
     correction = correct_now(market)
     market.execute("DROP TABLE {}", sql.Identifier("public", str(correction.backup_table)))
@@ -154,6 +167,7 @@ REFUSALS = {
     ),
     "dropped by hand": Refused(_dropped_by_hand, BackupExpiredError, ("somebody dropped",)),
     "altered by hand": Refused(_altered_by_hand, BackupDamagedError, ("backups verify",)),
+    "grown by hand": Refused(_grown_by_hand, BackupDamagedError, ("backups verify",)),
     "changed again": Refused(_changed_again, LaterCorrectionError, ("7 of the same rows",)),
 }
 
