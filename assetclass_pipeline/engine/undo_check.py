@@ -227,10 +227,9 @@ class Undoing:
             )
         if backup_table is None:
             raise NotUndoableError(
-                f"Correction {self._of} was made without a backup (createBackup: false), so what "
-                "its rows held before is not known by row. Its summary by symbol tells what was "
-                f"changed (`assetclass status {self._of}`); restore from a backup of the database "
-                "where that is not enough."
+                f"Correction {self._of} was made without a backup (createBackup: false), so it is "
+                f"not rolled back. {_by_hand(self._of)} Its summary by symbol stays in any case "
+                f"(`assetclass status {self._of}`)."
             )
 
     def _refuse_without_backup(
@@ -347,9 +346,15 @@ def _dropped(correction: UUID, at: datetime, by: str | None, reason: str | None)
     why = f" ({reason})" if reason else ""
     return (
         f"The backup of correction {correction} was dropped on {at:%Y-%m-%d %H:%M} UTC{who}{why}, "
-        f"so it is not rolled back any more. `assetclass backups restore-archive {correction}` "
-        "makes a table of its archived rows, as long as the archive has not expired too; how they "
-        "are put back from that by hand, the runbook of manual recovery says."
+        f"so it is not rolled back any more. {_by_hand(correction)}"
+    )
+
+
+def _by_hand(correction: UUID) -> str:
+    return (
+        f"`assetclass backups restore-archive {correction}` makes a table of its archived rows, as "
+        "long as the archive has not expired too; how they are put back from that by hand, the "
+        "runbook of manual recovery says."
     )
 
 

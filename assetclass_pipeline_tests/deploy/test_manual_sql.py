@@ -22,6 +22,7 @@ from assetclass_pipeline.demo.load import load_demo
 from assetclass_pipeline.demo.sources import SourceFiles
 from assetclass_pipeline.engine.archive_restore import restore_archive
 from assetclass_pipeline.engine.backup_cleanup import clean_up
+from assetclass_pipeline.engine.correction import correct
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.deploy.psql import Psql, PsqlError, section, tables
@@ -395,24 +396,25 @@ def test_only_what_the_engine_wrote_is_put_back(market: Market, psql: Psql) -> N
     assert left == never_done | {skipped, undone}
 
 
+@pytest.mark.parametrize("create_backup", [True, False])
 def test_an_archive_is_put_back_with_the_same_care(
-    market: Market, psql: Psql, tmp_path: Path
+    market: Market, psql: Psql, tmp_path: Path, create_backup: bool
 ) -> None:
-    """A backup that has expired: its archive is a table again, of another name elsewhere."""
+    """Of a backup that has expired, or was never made: a table of another name elsewhere."""
     settings = market.settings.model_copy(update={"archive_directory": tmp_path})
     before = market.classes()
-    operation = correct_now(market)
-    backup = sql.Identifier("public", str(operation.backup_table))
-    seqs = dict(market.rows("SELECT id, seq FROM {}", backup))
+    operation = correct(market.dsn, settings, request_of(create_backup=create_backup))
+    market.execute("UPDATE assetclass.backup SET expires_at = now() - interval '1 s'")
+    with connect(market.dsn, settings, purpose="test") as connection:
+        assert len(clean_up(connection, settings, by="test").dropped) == create_backup
+        restored = restore_archive(connection, settings, operation.correction_id, by="test")
+    table_again = sql.Identifier(*restored.table.split("."))
+    seqs = dict(market.rows("SELECT id, seq FROM {}", table_again))
     changed, skipped, *rest = sorted(seqs)
     market.execute(
         "INSERT INTO assetclass.operation_skipped_row VALUES (%s, %s, 'locked')",
         values=(operation.correction_id, seqs[skipped]),
     )
-    market.execute("UPDATE assetclass.backup SET expires_at = now() - interval '1 s'")
-    with connect(market.dsn, settings, purpose="test") as connection:
-        assert len(clean_up(connection, settings, by="test").dropped) == 1
-        restored = restore_archive(connection, settings, operation.correction_id, by="test")
     market.execute("UPDATE market_data SET asset_class = 'LATER' WHERE id = %s", values=[changed])
     corrected = market.classes()
     schema_name, _, table = restored.table.partition(".")

@@ -154,7 +154,7 @@ REFUSALS = {
     "unknown": Refused(_unknown, OperationNotFoundError, ("assetclass status",)),
     "no id": Refused(_no_id, OperationNotFoundError, ("yesterday",)),
     "dry run": Refused(_dry_run, NotUndoableError, ("dry run",)),
-    "no backup": Refused(_no_backup, NotUndoableError, ("createBackup",)),
+    "no backup": Refused(_no_backup, NotUndoableError, ("createBackup", "backups restore-archive")),
     "nothing changed": Refused(_nothing_changed, NotUndoableError, ("changed no rows",)),
     "only planned": Refused(_only_planned, NotUndoableError, ("changed no rows",)),
     "active": Refused(_active, OperationInProgressError, ("cancel it",)),
