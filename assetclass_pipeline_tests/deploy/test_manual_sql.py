@@ -508,7 +508,8 @@ def test_reasons_not_to_begin(market: Market, psql: Psql, script: str) -> None:
         psql.run(script, **given)
     # The runbook's statement for an operation that only seems to be active.
     market.execute(
-        "UPDATE assetclass.operation SET status = 'interrupted', epoch = epoch + 1 "
+        "UPDATE assetclass.operation "
+        "SET status = 'interrupted', epoch = epoch + 1, finished_at = clock_timestamp() "
         "WHERE status IN ('requested', 'running', 'paused')"
     )
     with pytest.raises(PsqlError, match=r'relation "public\.nowhere" does not'):
