@@ -146,9 +146,7 @@ def load_plan(holder: Holder) -> PlanState | None:
     with transaction(holder.connection, holder.settings) as cursor:
         row = cursor.execute(query("operation", "plan_of"), by_key).fetchone()
         state = PlanState.model_validate(row[0]) if row and row[0] else None
-        if state is None or not state.planned:
-            return state
-        if _has_rows(cursor, state):
+        if state is None or _is_usable(cursor, state):
             return state
         used = cursor.execute(query("operation", "covered_seqs"), by_key).fetchone()
         if used is not None and used[0]:
@@ -167,11 +165,14 @@ def plan_lost(holder: Holder) -> CorrectionFailedError:
     )
 
 
-def _has_rows(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> bool:
+def _is_usable(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> bool:
+    """Whether its table is there, with rows where rows were planned."""
     names = {"schema": state.schema_name, "table": state.table_name}
     exists = cursor.execute(query("plan", "table_exists"), names).fetchone()
     if exists is None or not exists[0]:
         return False
+    if not state.planned:
+        return True
     kept = cursor.execute(query("plan", "has_rows", backup=state.identifier)).fetchone()
     return kept is not None and bool(kept[0])
 
