@@ -12,9 +12,11 @@ from assetclass_pipeline.model.alert import AlertType
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.monitoring.messages import (
     ADVICE,
+    ADVICE_BY_STATUS,
     TITLE_MOST,
     Place,
     Surroundings,
+    advice_for,
     message_of,
     one_line,
     spoken,
@@ -277,11 +279,57 @@ def test_a_place_as_each_rule_names_it(place: object, said: str) -> None:
 @pytest.mark.parametrize("alert_type", AlertType)
 def test_the_commands_are_those_of_the_runbook(alert_type: AlertType) -> None:
     page = (RUNBOOKS / alert_type.runbook).read_text(encoding="utf-8")
-    for command in (ADVICE[alert_type].look, ADVICE[alert_type].act):
-        program, name, *_ = command.split()
-        assert program == "assetclass"
-        assert name in COMMANDS
-        assert command.replace(" {id}", "") in page
+    for advice in (ADVICE[alert_type], *ADVICE_BY_STATUS.get(alert_type, {}).values()):
+        for command in (advice.look, advice.act):
+            program, name, *_ = command.split()
+            assert program == "assetclass"
+            assert name in COMMANDS
+            assert command.replace(" {id}", "") in page
+
+
+@pytest.mark.parametrize(
+    ("alert_type", "found", "now", "act"),
+    [
+        # At work: it can be slowed down. Not begun, or over: it cannot.
+        (AlertType.SLA_VIOLATION, "running", "running", f"tune {CORRECTION} --pace gentle"),
+        (AlertType.SLA_VIOLATION, "paused", "paused", f"tune {CORRECTION} --pace gentle"),
+        (AlertType.SLA_VIOLATION, "requested", "requested", "doctor"),
+        (AlertType.SLA_VIOLATION, "requested", "running", f"tune {CORRECTION} --pace gentle"),
+        (AlertType.SLA_VIOLATION, "timed_out", None, f"resume {CORRECTION}"),
+        (AlertType.SLA_VIOLATION, "timed_out", "running", f"tune {CORRECTION} --pace gentle"),
+        (AlertType.SLA_VIOLATION, "running", None, f"resume {CORRECTION}"),
+        (AlertType.SLA_VIOLATION, "succeeded", None, "report performance"),
+        (AlertType.HIGH_ERROR_RATE, "failed", None, f"resume {CORRECTION}"),
+        (AlertType.HIGH_ERROR_RATE, "failed", "running", f"pause {CORRECTION}"),
+        (
+            AlertType.HIGH_ERROR_RATE,
+            "succeeded",
+            None,
+            "execute --batch-size 100 --max-records 1000 --dry-run",
+        ),
+    ],
+)
+def test_the_next_step_is_one_that_its_operation_can_take(
+    alert_type: AlertType, found: str, now: str | None, act: str, settings: Settings
+) -> None:
+    alert = an_alert(alert_type, details={"status": found}, correction_id=CORRECTION)
+    active = None if now is None else operation(status=now)
+    body = message_of(alert, "opened", around(settings, active)).body
+    assert f"\nAct: assetclass {act}\n" in body
+    assert f"\nDo now: {advice_for(alert, now or _over(found)).step}\n" in body
+
+
+def _over(found: str) -> str:
+    return "ended" if found in {"requested", "running", "paused"} else found
+
+
+def test_another_operation_at_work_says_nothing_about_the_alerts_own(settings: Settings) -> None:
+    alert = an_alert(
+        AlertType.SLA_VIOLATION, details={"status": "timed_out"}, correction_id=CORRECTION
+    )
+    other = operation(correction_id=CORRECTION.replace("5f", "6f"))
+    body = message_of(alert, "opened", around(settings, other)).body
+    assert f"\nAct: assetclass resume {CORRECTION}\n" in body
 
 
 @pytest.mark.parametrize(
