@@ -1,5 +1,6 @@
 """`up`: what it starts, that it keeps it alive, and that nothing of it is ever left behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from dagster._core.execution.api import execute_run
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from assetclass_pipeline.cli.api_service import api_service
+from assetclass_pipeline.cli.dagster_services import DagsterServices
 from assetclass_pipeline.cli.marked_processes import MARK_VARIABLE, marked_processes
 from assetclass_pipeline.cli.supervisor import Service, StopSignals, Supervisor
 from assetclass_pipeline.database.embedded import EmbeddedServer
@@ -453,6 +457,99 @@ def test_a_service_that_keeps_ending_is_given_up(tmp_path: Path) -> None:
     ):
         supervisor.watch()
     assert sum("starting it again" in line for line in said) == 2
+
+
+def test_a_log_that_somebody_removed_stops_nobody(tmp_path: Path) -> None:
+    first = _service("first", "import time; time.sleep(60)")
+    brief = _service("brief", "import time; time.sleep(0.3); exit(3)")
+    supervisor, said = _supervisor(tmp_path, [[first, brief]])
+    supervisor.start()
+    shutil.rmtree(supervisor.logs)
+    # It also starts the other one again, whose log has no directory to be in.
+    with pytest.raises(ServicesError, match="brief ended with status 3 after 2 restarts"):
+        supervisor.watch()
+    assert sum("starting it again" in line for line in said) == 2
+    assert [one.service.name for one in supervisor._running if one.process.poll() is None] == [
+        "first"
+    ]
+    supervisor.stop()
+
+
+def test_a_large_log_is_moved_aside_and_on_a_full_disk_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = _service("talkative", "import time; time.sleep(60)")
+    supervisor, _ = _supervisor(tmp_path, [[service]])
+    supervisor.largest_log = 10
+    log, before = supervisor.log_path(service), tmp_path / "logs" / "talkative.1.log"
+    supervisor.start()
+    log.write_text("0123456789a")
+    supervisor._look_after(supervisor._running[0])
+    assert (log.read_text(), before.read_text()) == ("", "0123456789a")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    log.write_text("0123456789b")
+    supervisor._look_after(supervisor._running[0])
+    assert (log.read_text(), before.read_text()) == ("", "0123456789a")
+    supervisor.stop()
+
+
+def test_what_fails_before_a_stop_keeps_no_service_alive(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise OSError("too many open files")
+
+    first = _service("first", "import time; time.sleep(60)")
+    second = _service("second", "import time; time.sleep(60)", before_stop=fails)
+    supervisor, said = _supervisor(tmp_path, [[first], [second]])
+    supervisor.start()
+    supervisor.stop()
+    assert marked_processes(supervisor.mark) == []
+    assert said == ["Before the second is stopped: OSError: too many open files"]
+
+
+@pytest.mark.parametrize(("ignored", "counted"), [(False, 1), (True, 0)])
+def test_what_nohup_started_outlives_its_terminal(*, ignored: bool, counted: int) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with StopSignals().installed() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.count == counted
+        handled = signal.getsignal(signal.SIGHUP)
+        assert handled is (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("who", ["webserver", "api"])
+def test_a_service_that_ends_in_the_middle_of_its_answer_is_not_ready(
+    tmp_path: Path, who: str
+) -> None:
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{" if who == "webserver" else b"HT"
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        port = server.getsockname()[1]
+        answering = pool.submit(_answer_once, server, said)
+        if who == "webserver":
+            services = DagsterServices("module", "location", tmp_path, port, "mark")
+            [_, [service, _]] = services.stages(lambda: None)
+        else:
+            service = api_service(load_settings(api_port=port))
+        assert service.is_ready() is False
+        answering.result()
+
+
+def _answer_once(server: socket.socket, said: bytes) -> None:
+    connection, _ = server.accept()
+    with connection:
+        while b"\r\n\r\n" not in connection.recv(65_536):
+            pass
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        # What was not read would reset the connection before its answer is seen.
+        while connection.recv(65_536):
+            pass
 
 
 def _supervisor(directory: Path, stages: list[list[Service]]) -> tuple[Supervisor, list[str]]:
