@@ -23,7 +23,8 @@ Causes, when each opens, and when it ends:
   cause of the check of the same name there, on which they only warn.
 - `run_failed:JOB`: a run failed that nothing else explains. Until a later run of the job succeeds.
 - `tick:NAME`: the newest tick of a sensor or schedule failed. Until a newer one did not.
-- `component:NAME`: exactly one component is unhealthy in two looks in a row. Until it is well.
+- `component:NAME`: one component is unhealthy in two looks in a row, or in three while others come
+  and go beside it. Until it is well.
 - `service`: two or more are. Until fewer than two are unhealthy.
 
 One trouble is one alert. Three checks of `quality_report` are conditions of the guide's: with each
@@ -61,6 +62,9 @@ HIGH_ORPHANED_RECORDS: Final = "high_orphaned_records"
 SERVICE: Final = "service"
 # So many unhealthy components are one SERVICE_DEGRADED instead of an alert each.
 _DEGRADED: Final = 2
+# Of one that is unhealthy for so many looks people are told, although others have just failed too
+# and may be about to make it a degraded service.
+_LONGEST_WAIT: Final = 3
 
 TOLD_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "operation": ("operation_failed:", "sla:"),
@@ -239,14 +243,14 @@ def judge_tick(facts: TickFacts) -> Finding:
 
 def judge_components(
     components: Mapping[str, ComponentFacts],
-    failed_before: AbstractSet[str],
+    looks_before: Mapping[str, int],
     unresolved: AbstractSet[str],
 ) -> list[Finding]:
     """What a look at all components means.
 
-    `failed_before` are those that the look before this one found unhealthy: once is a flicker.
-    `unresolved` are the causes of alerts that are open; a component's stays until it is well,
-    whatever the others do.
+    `looks_before` says of each that the look before this one found unhealthy in how many looks in a
+    row it was so: once is a flicker. `unresolved` are the causes of alerts that are open; a
+    component's stays until it is well, whatever the others do.
     """
     components = {
         name: one
@@ -254,7 +258,7 @@ def judge_components(
         if not any(cause.startswith(TOLD_ELSEWHERE.get(name, ())) for cause in unresolved)
     }
     failing = {name: one for name, one in components.items() if not one.is_healthy}
-    steady = {name: one for name, one in failing.items() if name in failed_before}
+    steady = {name: one for name, one in failing.items() if name in looks_before}
     findings = [
         _component(name, ComponentFacts(is_healthy=True))
         for name in components
@@ -266,9 +270,12 @@ def judge_components(
         )
     if len(steady) >= _DEGRADED:
         findings.append(_degraded_service(steady))
-    elif len(failing) == 1 and steady:
+    elif steady:
         [(name, one)] = steady.items()
-        findings.append(_component(name, one))
+        if len(failing) == 1:
+            findings.append(_component(name, one))
+        elif looks_before[name] + 1 >= _LONGEST_WAIT:
+            findings.append(replace(_component(name, one), told_by=SERVICE))
     # What is not judged any more can never get well.
     gone = {
         cause
