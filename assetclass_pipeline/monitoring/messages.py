@@ -34,12 +34,19 @@ _NOT_TOLD = frozenset({INCIDENT, _TO_DO, "unit", "asset", "check", "measuredAt",
 _UNITS = {"percent": " %", "seconds": " s", "seconds per row": " s a row"}
 _IN_UNITS = frozenset({"value", "limit"})
 _SMALL = 0.1
+# What repeats is bounded: errors of others may be long, and looking through them must take no time.
 _SECRETS = (
-    (re.compile(r"(\w://[^\s:/@]*):[^\s/]*@"), r"\1:****@"),
+    # To the last @ of the word: a password may hold any character that somebody forgot to encode.
+    (re.compile(r"(\w://[^\s:/@]{0,200}):\S{0,500}@"), r"\1:****@"),
+    # Of libpq, of an environment (PGPASSWORD=), of a query, and as JSON or Python write it.
     (
-        re.compile(r"(?i)\b(password|passwd|pwd|secret|token|api[_-]?key)(\s*[=:]\s*)[^\s,;&]+"),
-        r"\1\2****",
+        re.compile(
+            r"(?i)((?:password|passwd|pwd|secret|token|api[_-]?key)\w{0,40}[\"']?\s{0,9}[=:]\s{0,9})"
+            r"(?:\"(?:[^\"\\]|\\.){0,500}\"|'(?:[^'\\]|\\.){0,500}'|[^\s,;&]+)"
+        ),
+        r"\1****",
     ),
+    (re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}"), r"\1****"),
 )
 
 

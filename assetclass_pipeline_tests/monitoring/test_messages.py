@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from assetclass_pipeline.monitoring.messages import (
     Place,
     Surroundings,
     advice_for,
+    masked,
     message_of,
     one_line,
     spoken,
@@ -214,6 +216,14 @@ def test_lines_stay_lines(settings: Settings) -> None:
         "cannot reach postgresql://ann:S3:CR@S3CRET@db/market",
         "connection failed: host=db password=S3CRET user=ann",
         "refused: token: S3CRET",
+        "cannot reach postgresql://ann:S3C/S3CRET@db/market",
+        "connection failed: host=db password='S3CRET with \\' S3CRET' user=ann",
+        "PGPASSWORD=S3CRET psql market",
+        "GET /feed?access_token=S3CRET&page=2 was refused",
+        "refused: {'user': 'ann', 'password': 'S3CRET, and more S3CRET'}",
+        'refused: {"api_key": "S3CRET", "retries": 3}',
+        "AWS_SECRET_ACCESS_KEY=S3CRET",
+        "Authorization: Bearer S3CRET.S3CRET-S3CRET",
     ],
 )
 def test_passwords_are_masked(said: str, settings: Settings) -> None:
@@ -222,6 +232,26 @@ def test_passwords_are_masked(said: str, settings: Settings) -> None:
         message = message_of(alert, occasion, around(settings))
         assert "S3CRET" not in message.title + message.body
         assert "****" in message.body
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "http://127.0.0.1:3000/runs/a1b2: ask ann@example.com",
+        "2 tokens were revoked; the password is wrong",
+        "a bearer of bad news, and basic facts",
+    ],
+)
+def test_what_is_no_secret_is_told(said: str) -> None:
+    assert masked(said) == said
+
+
+def test_a_long_text_is_masked_in_no_time() -> None:
+    """With a pattern that goes back and forth it would take minutes."""
+    said = "password" * 100_000 + "token=S3CRET " + "a://" * 100_000 + " password='" * 100_000
+    started = monotonic()
+    assert "S3CRET" not in masked(said)
+    assert monotonic() - started < 60
 
 
 def test_numbers_and_limits_stand_before_other_details(settings: Settings) -> None:
