@@ -38,6 +38,7 @@ blocking check that stopped it, and a component by the alert that speaks of the 
 violation, and a dry run proves nothing.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -71,6 +72,8 @@ TOLD_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "requests": ("sla:",),
 }
 """Components that are not judged while an alert is open whose cause begins like this."""
+
+_LONGEST_CAUSE: Final = 400
 
 _GUIDES_CHECKS: Final = {
     QUALITY_SCORE_CHECK: (LOW_DATA_QUALITY, AlertType.LOW_DATA_QUALITY),
@@ -169,7 +172,7 @@ def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
     findings.append(
         _of_check(
             facts,
-            f"check:{QUALITY_REPORT if on_integrity else facts.asset}:{facts.check}",
+            _named("check", QUALITY_REPORT if on_integrity else facts.asset, facts.check),
             AlertType.ASSET_CHECK_FAILED,
             # From the guide's level on it is the other alert's.
             holds=not facts.passed and not (many and on_quality),
@@ -179,6 +182,15 @@ def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
         )
     )
     return findings
+
+
+def _named(*parts: str) -> str:
+    """A cause with names that others give, who limit no length, as short as an index needs it."""
+    cause = ":".join(parts)
+    if len(cause) <= _LONGEST_CAUSE:
+        return cause
+    digest = hashlib.sha256(cause.encode(errors="replace")).hexdigest()
+    return f"{cause[:_LONGEST_CAUSE]} {digest[:16]}"
 
 
 def _severity(facts: CheckFacts) -> Severity:
@@ -220,7 +232,7 @@ def judge_run(facts: RunFacts) -> Finding | None:
     verb = "succeeded" if facts.succeeded else "failed"
     said = f": {facts.message}" if facts.message else "."
     return Finding(
-        f"run_failed:{facts.job}",
+        _named("run_failed", facts.job),
         _TYPES_OF_JOBS.get(facts.job, AlertType.RUN_FAILED),
         holds=not facts.succeeded,
         summary=f"Run {facts.run_id} of {facts.job} {verb}{said}",
