@@ -109,7 +109,8 @@ class Supervisor:
     Every process gets the mark in its environment and a session of its own, so that Ctrl-C in the
     terminal reaches the supervisor alone, which then stops them in order. A service that ends is
     started again up to `restarts` times, first after `first_wait` seconds, then after twice as long
-    each time. A log that grows beyond `largest_log` bytes is moved aside.
+    each time. A log that grows beyond `largest_log` bytes is moved aside. `look_around` is called
+    again and again meanwhile, for what is watched and is no service.
     """
 
     stages: Sequence[Sequence[Service]]
@@ -121,6 +122,7 @@ class Supervisor:
     restarts: int = 5
     first_wait: float = 1.0
     largest_log: int = 50_000_000
+    look_around: Callable[[], None] = lambda: None
     _running: list[_Running] = field(default_factory=list)
 
     def start(self) -> None:
@@ -142,6 +144,7 @@ class Supervisor:
         with contextlib.suppress(StopRequested):
             while True:
                 self.signals.sleep()
+                self.look_around()
                 for running in self._running:
                     self._look_after(running)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,11 +29,14 @@ from dagster._core.execution.api import execute_run
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from assetclass_pipeline.cli import up as up_module
 from assetclass_pipeline.cli.api_service import api_service
 from assetclass_pipeline.cli.dagster_services import DagsterServices
 from assetclass_pipeline.cli.marked_processes import MARK_VARIABLE, marked_processes
 from assetclass_pipeline.cli.supervisor import Service, StopSignals, Supervisor
+from assetclass_pipeline.cli.up import EmbeddedDatabase
 from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.database.embedded.data_directory import DataDirectory
 from assetclass_pipeline.defs.dagster_home import code_server_directory
 from assetclass_pipeline.defs.instance import (
     PROCESS_TAG,
@@ -41,7 +45,7 @@ from assetclass_pipeline.defs.instance import (
     process_tags,
     remote_job_origin,
 )
-from assetclass_pipeline.errors import ServicesError
+from assetclass_pipeline.errors import EmbeddedServerError, ServicesError
 from assetclass_pipeline.settings import Settings, load_settings
 from assetclass_pipeline_tests.ports import free_port
 
@@ -315,6 +319,39 @@ def test_a_killed_up_leaves_no_process(settings: Settings) -> None:
 
 
 @pytest.mark.dagster_services
+def test_an_embedded_database_that_dies_is_started_again(settings: Settings) -> None:
+    with up(settings) as started:
+        started.wait_for("Ready")
+        state, children = started.state, psutil.Process(started.process.pid).children(True)
+        server = EmbeddedServer(settings.home / "postgres")
+        url = server.running_url()
+
+        postmaster = DataDirectory(settings.home / "postgres").data / "postmaster.pid"
+        psutil.Process(int(postmaster.read_text().splitlines()[0])).kill()
+
+        started.wait_for("The database ended; starting it again")
+        started.wait_for("The database is back")
+        assert server.running_url() == url
+        # Who used the old one goes on with the new one, once each old connection has failed.
+        runs: list[str] = []
+
+        def launched() -> bool:
+            with suppress(urllib.error.HTTPError):
+                runs.append(started.launch())
+            return bool(runs)
+
+        wait_until(launched)
+        with (
+            EmbeddedServer(settings.home / "postgres") as user,
+            open_instance(settings, user.url()) as instance,
+        ):
+            wait_until(lambda: _status_of(instance, runs[0]) is dg.DagsterRunStatus.SUCCESS)
+        children += psutil.Process(started.process.pid).children(recursive=True)
+        assert started.end(signal.SIGINT) == 0
+    _assert_nothing_left(state, children)
+
+
+@pytest.mark.dagster_services
 def test_sigterm_while_starting_leaves_no_process(settings: Settings) -> None:
     with up(settings) as started:
         started.wait_for("Checking the definitions")
@@ -401,6 +438,46 @@ def test_runs_whose_process_is_gone_are_ended_and_others_are_not(
 
 
 # The supervisor alone, with services that are one line of Python each.
+
+
+def test_a_database_that_cannot_be_started_again_is_told_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    answers = iter(["full", "full", "broken", "url", "other"])
+
+    @contextmanager
+    def opened(_: Settings) -> Iterator[str]:
+        answer = next(answers)
+        if answer in {"full", "broken"}:
+            raise EmbeddedServerError(answer)
+        yield answer
+
+    monkeypatch.setattr(up_module, "open_database", opened)
+    database = EmbeddedDatabase(settings, "url", said.append, interval=0)
+    for _ in range(4):
+        database.look()
+    ended, back = "The database ended; starting it again ...", "The database is back."
+    assert said == [ended, "full", "broken", back]
+    with pytest.raises(ServicesError, match="another address"):
+        database.look()
+    assert said[4:] == [ended]
+
+
+def test_what_is_no_service_is_looked_after_too(tmp_path: Path) -> None:
+    looks: list[float] = []
+    supervisor, _ = _supervisor(tmp_path, [[_service("only", "import time; time.sleep(60)")]])
+
+    def look() -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 3:
+            supervisor.signals.count = 1
+
+    supervisor.look_around = look
+    supervisor.start()
+    supervisor.watch()
+    supervisor.stop()
+    assert len(looks) == 3
 
 
 def test_services_stop_in_reverse_order(tmp_path: Path) -> None:
@@ -582,6 +659,11 @@ def _service(
         start_timeout=start_timeout,
         before_stop=before_stop,
     )
+
+
+def _status_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus | None:
+    run = instance.get_run_by_id(run_id)
+    return None if run is None else run.status
 
 
 def _started_run(instance: dg.DagsterInstance, name: str) -> str:
