@@ -17,6 +17,9 @@ from assetclass_pipeline.model.operation import Kind, Status
 from assetclass_pipeline.model.quality import percent
 from assetclass_pipeline.model.wire import Moment, Percent, Seconds, WireModel
 
+# Long before this program; reports look back for several times as long as their period.
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 class Period(WireModel):
     """What a report is about: `since` <= t < `until`."""
@@ -30,6 +33,11 @@ class Period(WireModel):
         if since is not None and since >= until:
             raise InvalidOptionsError(
                 f"since: {since:%Y-%m-%d %H:%M} is not in the past; name an earlier moment"
+            )
+        if since is not None and since < _EARLIEST:
+            raise InvalidOptionsError(
+                f"since: nothing can be of {since:%Y-%m-%d}; name a moment after "
+                f"{_EARLIEST:%Y-%m-%d}"
             )
         return cls(since=since or until - usual, until=until)
 

@@ -4,7 +4,7 @@ Belongs here: its numbers and what they suggest. Does not: how it looks.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Final
 
 from psycopg import Connection
@@ -185,10 +185,13 @@ def _by_signal(lines: Iterable[OperationLine]) -> dict[str, float]:
 
 def _days(lines: Sequence[OperationLine], period: Period) -> list[DayFigures]:
     first, last = period.since.date(), (period.until - timedelta(microseconds=1)).date()
+    by_day: dict[date, list[OperationLine]] = {}
+    for line in lines:
+        by_day.setdefault(line.requested_at.date(), []).append(line)
     made = []
     for number in range((last - first).days + 1):
         day = first + timedelta(days=number)
-        these = [line for line in lines if line.requested_at.date() == day]
+        these = by_day.get(day, [])
         made.append(
             DayFigures(
                 day=day.isoformat(),
