@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, Request, Response
 
-from assetclass_pipeline.api.bodies import read_strictly
+from assetclass_pipeline.api.bodies import _without_repeats, read_strictly
 from assetclass_pipeline.api.envelope import answer
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -245,6 +245,26 @@ def _is_cut_off(connection: socket.socket) -> bool:
 def test_a_path_cannot_hold_nul(service: Service, path: str) -> None:
     said = service.ask("POST", path)
     assert (said.status_code, said.json()["errorCode"]) == (400, "INVALID_OPTIONS")
+
+
+def test_a_name_that_stands_twice_among_thousands_is_found_in_one_look() -> None:
+    """Anybody may send a body of this size, and while it is read nobody else is answered."""
+    looked = 0
+
+    class Name(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looked
+            looked += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names = [Name(number) for number in range(8_000)]
+    with pytest.raises(ValueError, match="'7999' stands twice"):
+        _without_repeats([(name, 1) for name in [*names, Name(7_999)]])
+    assert looked < 10 * len(names)
 
 
 def test_numbers_and_texts_of_json_are_left_as_they_are() -> None:
