@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _LONGEST_PATH = 500
 
-_HEADERS = {
+HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -44,6 +44,7 @@ _HEADERS = {
         "form-action 'none'; frame-ancestors 'none'"
     ),
 }
+"""Of every answer that does not say otherwise."""
 
 
 @dataclass
@@ -113,7 +114,7 @@ class _Answered:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in HEADERS.items():
                 headers.setdefault(name, value)
             headers[CORRELATION_HEADER] = self._own_id
         await self._send(message)

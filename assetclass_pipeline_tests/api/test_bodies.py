@@ -208,7 +208,12 @@ def test_a_head_that_is_too_large_is_refused_in_the_envelope(service: Service) -
 def test_what_is_no_http_is_refused_in_the_envelope(service: Service, request_: bytes) -> None:
     head, _, body = service.raw(request_).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
-    assert json.loads(body)["errorCode"] == "INVALID_OPTIONS"
+    document = json.loads(body)
+    assert document["errorCode"] == "INVALID_OPTIONS"
+    said = head.decode().lower()
+    assert f"\r\nx-correlation-id: {document['correlationId']}" in said
+    assert "\r\nx-content-type-options: nosniff" in said
+    assert "\r\ncache-control: no-store" in said
 
 
 def test_a_client_that_waits_for_leave_is_refused_before_it_sends(service: Service) -> None:
