@@ -108,12 +108,13 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.api.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", CORRELATION_HEADER],
-            expose_headers=["ETag", "Location", "Retry-After", CORRELATION_HEADER],
+            allow_headers=[*_HEADERS_OF_PAGES, CORRELATION_HEADER],
+            expose_headers=[*_HEADERS_FOR_PAGES, CORRELATION_HEADER],
         )
     app.add_middleware(
         Framing,
         limits=limits,
+        refusals=refusals,
         most=settings.api.most_requests,
         header_limit=settings.api.header_limit,
     )

@@ -16,13 +16,16 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from assetclass_pipeline.api.authentication import UNKNOWN
 from assetclass_pipeline.api.envelope import Rendered, render
 from assetclass_pipeline.api.limits import Limits
+from assetclass_pipeline.api.refusals import Refusals
 from assetclass_pipeline.errors import (
     AssetClassError,
     HeadTooLargeError,
     InvalidOptionsError,
     ServerBusyError,
+    TooManyRequestsError,
 )
 from assetclass_pipeline.model.audit import Source, source
 
@@ -53,6 +56,7 @@ class Framing:
 
     app: ASGIApp
     limits: Limits
+    refusals: Refusals
     most: int
     header_limit: int
     _open: int = 0
@@ -87,7 +91,7 @@ class Framing:
     def _admit(self, scope: Scope, said: str | None) -> None:
         if self._open > self.most:
             raise ServerBusyError(f"{self.most} requests are open already: try again in a moment.")
-        self.limits.count_address(_address(scope))
+        self._count(scope)
         if said is not None and _CORRELATION_ID.fullmatch(said) is None:
             raise InvalidOptionsError(
                 f"{CORRELATION_HEADER}: write up to 128 letters, digits, and . _ : / + = @ -"
@@ -98,6 +102,15 @@ class Framing:
             )
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidOptionsError("A path and its query cannot hold the character NUL")
+
+    def _count(self, scope: Scope) -> None:
+        address = _address(scope)
+        try:
+            self.limits.count_address(address)
+        except TooManyRequestsError as error:
+            call, own = f"{scope['method']} {scope['path'][:200]}", scope["state"]["correlation_id"]
+            self.refusals.note(UNKNOWN, error, address, call, own)
+            raise
 
 
 class _Answered:
