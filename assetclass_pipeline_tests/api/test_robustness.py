@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 
 from assetclass_pipeline.api.access import LEAST_ROLES
 from assetclass_pipeline.api.connections import DatabaseConnection, run_cancellable
-from assetclass_pipeline.api.envelope import answer
+from assetclass_pipeline.api.envelope import answer, render
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.settings import load_settings
@@ -325,6 +325,20 @@ def test_two_processes_serve_the_same_tokens_and_log_no_secret(
         assert last["path"] == "/api/etl/asset-class-correction/status"
         assert last["milliseconds"] > 0
         assert last["correlationId"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT"), "DATABASE_UNAVAILABLE"),
+        (psycopg.errors.FeatureNotSupported("cannot set read-write"), "DATABASE_UNAVAILABLE"),
+        (psycopg.errors.InsufficientPrivilege("permission denied"), "MARKET_TABLES_UNUSABLE"),
+    ],
+)
+def test_a_standby_and_a_missing_right_are_no_riddles(error: psycopg.Error, code: str) -> None:
+    rendered = render(error)
+    assert (rendered.status, rendered.code) == (503, code)
+    assert rendered.headers["Retry-After"]
 
 
 def test_a_port_in_use_is_named(market: Market, service: Service, tmp_path: Path) -> None:
