@@ -56,6 +56,16 @@ ROUTERS: tuple[APIRouter, ...] = (
 PAGES: tuple[APIRouter, ...] = (front_page.router, openapi.router, metrics.page)
 """Whatever stands elsewhere."""
 
+# Of web pages of other origins, where the settings let them in: whatever a call takes and answers.
+_HEADERS_OF_PAGES = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+)
+_HEADERS_FOR_PAGES = ("ETag", "Location", "Preference-Applied", "Retry-After")
 
 _SPARE_THREADS = 10
 _RENDERED = (AssetClassError, RequestValidationError, HTTPException, psycopg.Error)

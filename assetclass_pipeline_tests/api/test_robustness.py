@@ -369,6 +369,8 @@ def test_other_origins_are_let_in_only_where_the_settings_say_so(market: Market)
         said = service.ask("OPTIONS", "execute", headers=wanted)
         assert said.headers["Access-Control-Allow-Origin"] == "https://ours.example"
         assert said.headers["X-Correlation-ID"]
+        sent = {"Access-Control-Request-Headers": "prefer, if-none-match, idempotency-key"}
+        assert service.ask("OPTIONS", "execute", headers={**wanted, **sent}).status_code == 200
         other = service.ask("OPTIONS", "execute", headers={**wanted, "Origin": "https://x.example"})
         assert "Access-Control-Allow-Origin" not in other.headers
 
