@@ -191,7 +191,9 @@ class OidcSettings(BaseModel):
     ] = Field(("RS256", "ES256"), min_length=1, description="never one with a shared secret")
     name_claim: str = Field("sub", description="whose value stands in the audit log")
     role_claim: str = Field(
-        "roles", description="a text or a list; a dot leads into a claim, like realm_access.roles"
+        "roles",
+        description="a text or a list; where no claim is called so, a dot leads into one, like "
+        "realm_access.roles",
     )
     roles: dict[str, Role] = Field(
         {f"assetclass-{role}": role for role in Role},
