@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from datetime import date, time, timedelta
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -17,7 +18,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from assetclass_pipeline.errors import InvalidSettingsError
 from assetclass_pipeline.model.alert import Severity
@@ -427,3 +428,21 @@ def load_settings(**overrides: object) -> Settings:
             for problem in error.errors(include_input=False, include_url=False)
         ]
         raise InvalidSettingsError("Settings cannot be used:\n  " + "\n  ".join(lines)) from None
+    except SettingsError as error:
+        raise InvalidSettingsError(_no_json(error)) from None
+
+
+def _no_json(error: SettingsError) -> str:
+    """Which variable should hold JSON and does not; its value may be a secret."""
+    cause = error.__cause__
+    said = cause.doc if isinstance(cause, JSONDecodeError) else None
+    variables = [
+        variable
+        for variable, value in sorted(os.environ.items())
+        if value == said and variable.upper().startswith(_prefix())
+    ]
+    examples = """'["127.0.0.1"]' or '{"operators": "operator"}'"""
+    return (
+        f"Settings cannot be used:\n  {' or '.join(variables) or error}: write lists and tables as "
+        f"JSON, like {examples} with these quotes in a shell."
+    )
