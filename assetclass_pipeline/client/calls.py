@@ -220,14 +220,14 @@ class AssetClassClient:
         self, row_id: str, *, symbol: str | None = None, timestamp: str | None = None
     ) -> RowHistory:
         """How a row came by its class; `symbol` and `timestamp` where several have this id."""
-        segment = _segment(row_id)
-        if segment is None:
+        ending = _ending(row_id)
+        if ending is None:
             raise RowNotFoundError(
                 f"A row with the id {row_id[:60]!r} cannot be asked for over the API: its address "
                 "cannot hold that. `assetclass audit row` beside the database can."
             )
         said = _said(symbol=symbol, timestamp=timestamp)
-        return self._get(f"audit/rows/{segment}", RowHistory, said)
+        return self._get(f"audit/rows/{ending}", RowHistory, said)
 
     def _ask(self, what: str, body: Mapping[str, object], key: str | None) -> str:
         # Made once for all tries: the API answers each of them with the same operation.
@@ -287,8 +287,13 @@ def _said(**values: object) -> dict[str, object]:
 
 
 def _segment(identity: str) -> str | None:
-    """The id as a part of a path; None where a path cannot hold it, however it is quoted."""
-    if not identity or "/" in identity or identity in {".", ".."}:
+    """The id as one part of a path; None where that cannot be, however it is quoted."""
+    return None if "/" in identity else _ending(identity)
+
+
+def _ending(identity: str) -> str | None:
+    """The id as the end of a path; None where a server on the way may make another path of it."""
+    if not {"", ".", ".."}.isdisjoint(identity.split("/")):
         return None
     return quote(identity, safe="")
 
