@@ -127,8 +127,8 @@ class AssetClassClient:
         idempotency_key: str | None = None,
     ) -> str:
         """Ask for a correction to be undone; returns the correctionId of the rollback."""
-        body = _body(options) | _said(reason=reason, ticket=ticket)
-        return self._ask("rollback", body | {"correctionId": correction_id}, idempotency_key)
+        body = _body(options) | _naming(correction_id) | _said(reason=reason, ticket=ticket)
+        return self._ask("rollback", body, idempotency_key)
 
     def status(self, *, include_all: bool = False, most: int = 20) -> OperationStatus:
         """The active operation, and up to `most` ended ones: all, or those that changed rows."""
@@ -137,12 +137,9 @@ class AssetClassClient:
 
     def operation(self, correction_id: str, *, wait: int = 0) -> Operation:
         """One operation; with `wait` as it stands at its end, or after so many seconds."""
-        segment = _segment(correction_id)
-        if segment is None:
-            raise OperationNotFoundError(
-                f"No operation has the correctionId {correction_id[:60]!r}. `assetclass status` "
-                "lists the recent ones."
-            )
+        segment = _ending(correction_id)
+        if segment is None or "/" in correction_id:
+            raise _no_such(correction_id)
         seconds = min(wait, _LONGEST_WAIT)
         said = {"wait": seconds} if seconds else {}
         return self._get(f"status/{segment}", Operation, said, timeout=ANSWER_SECONDS + seconds)
@@ -178,15 +175,15 @@ class AssetClassClient:
 
     def pause(self, correction_id: str | None = None) -> Operation:
         """Let the named or the active operation stay between two batches."""
-        return self._change("pause", Operation, _said(correctionId=correction_id))
+        return self._change("pause", Operation, _naming(correction_id))
 
     def resume(self, correction_id: str | None = None) -> Operation:
         """Let a paused operation go on, or ask again for one that was cut off."""
-        return self._change("resume", Operation, _said(correctionId=correction_id))
+        return self._change("resume", Operation, _naming(correction_id))
 
     def cancel(self, correction_id: str | None = None) -> Operation:
         """Stop the named or the active operation between two batches."""
-        return self._change("cancel", Operation, _said(correctionId=correction_id))
+        return self._change("cancel", Operation, _naming(correction_id))
 
     def health(self) -> Health:
         """Whether all is well; callers without a token are shown no components."""
@@ -286,9 +283,18 @@ def _said(**values: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _segment(identity: str) -> str | None:
-    """The id as one part of a path; None where that cannot be, however it is quoted."""
-    return None if "/" in identity else _ending(identity)
+def _naming(correction_id: str | None) -> dict[str, object]:
+    """The operation that is meant; an empty id is no operation's, least of all the active one."""
+    if correction_id == "":
+        raise _no_such(correction_id)
+    return _said(correctionId=correction_id)
+
+
+def _no_such(correction_id: str) -> OperationNotFoundError:
+    return OperationNotFoundError(
+        f"No operation has the correctionId {correction_id[:60]!r}. `assetclass status` lists the "
+        "recent ones."
+    )
 
 
 def _ending(identity: str) -> str | None:
