@@ -55,6 +55,8 @@ def refusal(service: Service, content: bytes, content_type: str | None = None) -
         "application/json",
         "application/json; charset=utf-8",
         "application/JSON",
+        'application/json; a=b; Charset="UTF-8"',
+        "application/json; charset*=x; charset*0*=y",
         "application/x-www-form-urlencoded",
     ],
 )
@@ -77,6 +79,7 @@ def test_no_body_is_no_mistake(service: Service) -> None:
         "multipart/form-data; boundary=x",
         "nonsense",
         "application/json; charset=utf-16",
+        'application/json;charset="latin-1"',
     ],
 )
 def test_what_is_declared_as_something_else_is_not_read(
