@@ -213,7 +213,9 @@ def _plan(correction: Correction) -> PlanState:
     values = {"quality": Jsonb(scores(before)), "mismatched_left": _mismatched_left(correction)}
     correction.again(lambda: correction.holder.update("set_quality_before", dict(values)))
     correction.enter(Phase.PLANNING)
-    remember_reference(correction.holder, correction.tables)
+    if state is None:
+        # Who goes on with a plan compares with the reference that its first rows came from.
+        remember_reference(correction.holder, correction.tables)
     state = make_plan(correction.scan(), state)
     if state.planned:
         prepare(correction.scan(), state, scan_seconds=before.analysis_duration_seconds)

@@ -138,6 +138,27 @@ def test_a_partition_that_is_dropped_while_it_is_scanned_stops_nobody(
     assert report_of(market).correctable == 0
 
 
+def test_a_reference_that_changes_between_two_tries_of_a_plan_is_told(
+    market: Market, after_chunk: Callable[..., None]
+) -> None:
+    """Guard: who goes on with a plan does not take the present reference for the plan's own."""
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    after_chunk(1, die)
+    request = request_of(batch_size=100)
+    with pytest.raises(KeyboardInterrupt):
+        plan_now(market.fill(RECORDS), request)
+    market.execute(
+        "UPDATE {} SET asset_class = 'ETF' WHERE ticker = 'S1'", market.symbols_identifier
+    )
+    correct_now(market, request)
+    ended = operation_of(market, request.correction_id)
+    assert SkipReason.CLASS_CHANGED in ended.skipped_by_reason
+    assert "reference_changed" in {event.event for event in ended.events}
+
+
 class TestForgottenByTheServer:
     """A standby that took over may lack the last chunks; `records_planned` is what it kept."""
 
