@@ -125,6 +125,30 @@ class TestRewrittenWhileItIsScanned:
         assert_planned_once(market, operation, RECORDS + late)
 
 
+def test_rows_that_move_into_the_way_of_the_scan_are_not_called_changed_by_others(
+    market: Market, after_chunk: Callable[..., None]
+) -> None:
+    """Guard: the second entry of a row is told from a row that somebody changed."""
+    # Its new versions go to another page.
+    market.fill(RECORDS).execute("CREATE INDEX ON {} (close)", market.market_identifier)
+    change: LiteralString = "UPDATE {} SET close = 9 WHERE id <= 20"
+    after_chunk(1, lambda: market.execute(change, market.market_identifier))
+
+    def others(operation: Operation) -> None:
+        if operation.phase is Phase.CORRECTING and not operation.records_corrected:
+            market.execute("UPDATE {} SET asset_class = 'X' WHERE id = 3", market.market_identifier)
+
+    request = request_of(batch_size=100)
+    operation = correct(market.dsn, market.settings, request, observe=others)
+    assert operation.records_corrected == RECORDS - 1
+    twice = operation.skipped_by_reason.pop(SkipReason.PLANNED_TWICE)
+    assert operation.records_planned == RECORDS + twice + 1
+    # Both entries of the row that really was changed.
+    assert operation.skipped_by_reason == {SkipReason.CHANGED_BY_OTHERS: 2}
+    proof = proof_of(market, operation.correction_id)
+    assert (proof.unaccounted, proof.open) == (0, 0)
+
+
 def test_a_partition_that_is_dropped_while_it_is_scanned_stops_nobody(
     make_market: MakeMarket, after_chunk: Callable[..., None]
 ) -> None:
