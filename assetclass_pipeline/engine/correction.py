@@ -319,10 +319,12 @@ def _damage(correction: Correction, report: IntegrityReport) -> int:
 
 def _find_new_partitions(correction: Correction) -> None:
     """Late rows may stand in partitions that were made since; what we may not write is left out."""
-    with suppress(MarketTablesError):
+    try:
         correction.tables = inspect_market_tables(
             correction.connection, correction.settings, for_writing=True
         )
+    except MarketTablesError as error:
+        correction.holder.journal.tell("new_partitions_left_out", reason=str(error))
 
 
 def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport) -> int:
