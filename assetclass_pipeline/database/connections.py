@@ -30,6 +30,7 @@ _NO_FREE_CONNECTION = r"too many (?:clients|connections)|connection slots"
 _AWAY = frozenset({"57P01", "57P02", "57P03", "53300"})
 _LONGEST_NAME = 63
 _OLDEST_SERVER = 14
+_TRANSACTION_TIMEOUT_SINCE = 170_000
 
 # A firewall drops idle connections silently, and a batch would wait for hours on one that died.
 _KEEPALIVES = {
@@ -227,7 +228,11 @@ def scan(
 
 def set_local(cursor: psycopg.Cursor[TupleRow], settings: Settings, **local_settings: str) -> None:
     """Apply our limits, then `local_settings`, to the transaction that is open on `cursor`."""
-    set_also(cursor, {**_session_settings(settings.session), **local_settings})
+    ours = _session_settings(settings.session)
+    if cursor.connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+        # A limit of the role's on whole transactions would end every scan that needs longer.
+        ours["transaction_timeout"] = "0"
+    set_also(cursor, {**ours, **local_settings})
 
 
 def set_also(cursor: psycopg.Cursor[TupleRow], local_settings: Mapping[str, str]) -> None:

@@ -213,7 +213,9 @@ def _plan(correction: Correction) -> PlanState:
     values = {"quality": Jsonb(scores(before)), "mismatched_left": _mismatched_left(correction)}
     correction.again(lambda: correction.holder.update("set_quality_before", dict(values)))
     correction.enter(Phase.PLANNING)
-    remember_reference(correction.holder, correction.tables)
+    if state is None:
+        # Who goes on with a plan compares with the reference that its first rows came from.
+        remember_reference(correction.holder, correction.tables)
     state = make_plan(correction.scan(), state)
     if state.planned:
         prepare(correction.scan(), state, scan_seconds=before.analysis_duration_seconds)
@@ -317,10 +319,12 @@ def _damage(correction: Correction, report: IntegrityReport) -> int:
 
 def _find_new_partitions(correction: Correction) -> None:
     """Late rows may stand in partitions that were made since; what we may not write is left out."""
-    with suppress(MarketTablesError):
+    try:
         correction.tables = inspect_market_tables(
             correction.connection, correction.settings, for_writing=True
         )
+    except MarketTablesError as error:
+        correction.holder.journal.tell("new_partitions_left_out", reason=str(error))
 
 
 def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport) -> int:

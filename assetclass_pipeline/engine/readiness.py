@@ -49,6 +49,9 @@ def prepare(plan: PlanScan, state: PlanState, *, scan_seconds: float) -> None:
     `scan_seconds` is what one scan of the market table took. Raises PreflightRefusedError;
     nothing of the market table was changed then.
     """
+    if not plan.options.dry_run:
+        # What is rehearsed is written: it begins when a batch may, and may read for longer.
+        plan.holder.attempt_to_write(None, plan.holder.stop.check)
     found = plan.holder.attempt(_look, plan, state, scan_seconds)
     estimate = found.estimated_seconds
     values = {

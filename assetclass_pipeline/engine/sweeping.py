@@ -55,8 +55,11 @@ def sweep(work: Work, first_pass: int) -> None:
     for number in range(first_pass, first_pass + MOST_PASSES):
         still_locked = _one_pass(work, number)
         if not still_locked:
-            return
+            break
         work.holder.stop.wait(PAUSE)
+    if work.follows_symbols:
+        # The plan of a rollback is made of rows that were written: none of them twice.
+        work.holder.attempt(_name_planned_twice, work)
 
 
 def _with_parts_left(work: Work) -> Work:
@@ -66,6 +69,18 @@ def _with_parts_left(work: Work) -> Work:
         left = parts_left(cursor, work.tables.market_oid, oids)
     leaves = tuple(leaf for leaf in work.tables.leaves if leaf.oid in left)
     return replace(work, tables=replace(work.tables, leaves=leaves))
+
+
+def _name_planned_twice(work: Work) -> None:
+    """Reads the whole plan, once, and only where rows seem to be changed by others."""
+    values = {**work.holder.key, "reason": SkipReason.CHANGED_BY_OTHERS.value}
+    statement = query("batch", "name_planned_twice", backup=work.plan.identifier)
+    with transaction(work.holder.connection, work.holder.settings, statement_timeout="0") as cursor:
+        found = cursor.execute(query("batch", "has_skipped"), values).fetchone()
+        if found is None or not found[0]:
+            return
+        cursor.execute(statement, {**values, "twice": SkipReason.PLANNED_TWICE.value})
+        work.holder.require_ours(cursor)
 
 
 def next_pass(work: Work) -> int:

@@ -62,6 +62,7 @@ class SkipReason(StrEnum):
     CLASS_CHANGED = "class_changed_in_symbols"
     CHANGED_BY_OTHERS = "changed_by_others"
     DELETED = "deleted"
+    PLANNED_TWICE = "planned_twice"
     VALUE_REWRITTEN = "value_rewritten_by_trigger"
     VETOED = "vetoed_by_trigger"
     QUARANTINED = "quarantined"

@@ -147,6 +147,17 @@ def test_own_limits_win(connection: psycopg.Connection[TupleRow]) -> None:
         assert setting(cursor, "lock_timeout") == "3s"
 
 
+def test_a_role_s_limit_on_whole_transactions_ends_none_of_ours(database_url: str) -> None:
+    """Guard: each statement has its own limit; a scan, or the plan's index, may need longer."""
+    dsn = make_conninfo(database_url, options="-c transaction_timeout=1s")
+    with (
+        connect(dsn, SETTINGS, purpose="test") as connection,
+        transaction(connection, SETTINGS) as cursor,
+    ):
+        cursor.execute("SELECT pg_sleep(1.5)")
+        assert cursor.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_isolation_does_not_depend_on_the_role(
     database_url: str, connection: psycopg.Connection[TupleRow]
 ) -> None:

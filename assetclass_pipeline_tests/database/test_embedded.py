@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import psycopg
@@ -723,6 +724,28 @@ class TestFixtures:
         session.close()
         with pytest.raises(psycopg.OperationalError, match="does not exist"):
             psycopg.connect(dsn)
+
+
+@pytest.mark.parametrize("room", [None, 64 * 1024 * 1024], ids=["no /dev/shm", "64 MB"])
+def test_shared_memory_of_a_container_is_enough(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, room: int | None
+) -> None:
+    """Guard: System V's shared memory is used where /dev/shm is small, or is not there."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux has /dev/shm")
+
+    def usage(path: str) -> SimpleNamespace:
+        if room is None:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return SimpleNamespace(total=room)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with (
+        EmbeddedServer(prepared, settings=SMALL) as server,
+        psycopg.connect(server.url()) as connection,
+    ):
+        kind = connection.execute("SHOW dynamic_shared_memory_type").fetchone()
+    assert kind == ("sysv",)
 
 
 def test_the_wheel_comes_first() -> None:

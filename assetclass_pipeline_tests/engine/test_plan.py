@@ -125,6 +125,30 @@ class TestRewrittenWhileItIsScanned:
         assert_planned_once(market, operation, RECORDS + late)
 
 
+def test_rows_that_move_into_the_way_of_the_scan_are_not_called_changed_by_others(
+    market: Market, after_chunk: Callable[..., None]
+) -> None:
+    """Guard: the second entry of a row is told from a row that somebody changed."""
+    # Its new versions go to another page.
+    market.fill(RECORDS).execute("CREATE INDEX ON {} (close)", market.market_identifier)
+    change: LiteralString = "UPDATE {} SET close = 9 WHERE id <= 20"
+    after_chunk(1, lambda: market.execute(change, market.market_identifier))
+
+    def others(operation: Operation) -> None:
+        if operation.phase is Phase.CORRECTING and not operation.records_corrected:
+            market.execute("UPDATE {} SET asset_class = 'X' WHERE id = 3", market.market_identifier)
+
+    request = request_of(batch_size=100)
+    operation = correct(market.dsn, market.settings, request, observe=others)
+    assert operation.records_corrected == RECORDS - 1
+    twice = operation.skipped_by_reason.pop(SkipReason.PLANNED_TWICE)
+    assert operation.records_planned == RECORDS + twice + 1
+    # Both entries of the row that really was changed.
+    assert operation.skipped_by_reason == {SkipReason.CHANGED_BY_OTHERS: 2}
+    proof = proof_of(market, operation.correction_id)
+    assert (proof.unaccounted, proof.open) == (0, 0)
+
+
 def test_a_partition_that_is_dropped_while_it_is_scanned_stops_nobody(
     make_market: MakeMarket, after_chunk: Callable[..., None]
 ) -> None:
@@ -136,6 +160,27 @@ def test_a_partition_that_is_dropped_while_it_is_scanned_stops_nobody(
     assert (operation.status, operation.records_corrected) == (Status.SUCCEEDED, 10)
     assert {*operation.skipped_by_reason} == {SkipReason.DELETED}
     assert report_of(market).correctable == 0
+
+
+def test_a_reference_that_changes_between_two_tries_of_a_plan_is_told(
+    market: Market, after_chunk: Callable[..., None]
+) -> None:
+    """Guard: who goes on with a plan does not take the present reference for the plan's own."""
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    after_chunk(1, die)
+    request = request_of(batch_size=100)
+    with pytest.raises(KeyboardInterrupt):
+        plan_now(market.fill(RECORDS), request)
+    market.execute(
+        "UPDATE {} SET asset_class = 'ETF' WHERE ticker = 'S1'", market.symbols_identifier
+    )
+    correct_now(market, request)
+    ended = operation_of(market, request.correction_id)
+    assert SkipReason.CLASS_CHANGED in ended.skipped_by_reason
+    assert "reference_changed" in {event.event for event in ended.events}
 
 
 class TestForgottenByTheServer:

@@ -1,5 +1,6 @@
 """The rehearsed batch: it measures and warns, and leaves nothing behind."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +13,20 @@ from psycopg.conninfo import make_conninfo
 
 from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.engine import preflight as preflight_module
 from assetclass_pipeline.engine import rehearsal as rehearsal_module
+from assetclass_pipeline.engine.holding import hold
+from assetclass_pipeline.engine.plan import PlanScan, make_plan
 from assetclass_pipeline.engine.preview import preview
+from assetclass_pipeline.engine.readiness import prepare
 from assetclass_pipeline.engine.rehearsal import Rehearsed
+from assetclass_pipeline.errors import OperationTimedOutError
+from assetclass_pipeline.model.months import EVERYTHING
 from assetclass_pipeline.model.operation import Status
 from assetclass_pipeline.model.preflight import Rehearsal, Severity
 from assetclass_pipeline_tests.engine.checks import codes, read_tables, rehearse_now, the
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
-from assetclass_pipeline_tests.engine.runs import correct_now, options_of
+from assetclass_pipeline_tests.engine.runs import correct_now, options_of, request_of, tables_of
 from assetclass_pipeline_tests.market import Bar, Market, open_market
 
 RECORDS = 400
@@ -112,6 +119,25 @@ def test_the_first_rows_are_enough_where_they_cost_much(
     assert found.rehearsal is not None
     assert found.rehearsal.records == rehearsal_module.FIRST_RECORDS
     assert found.rehearsal.seconds >= 0.003 * rehearsal_module.FIRST_RECORDS
+
+
+def test_a_correction_rehearses_when_a_batch_may_begin(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: a rehearsed batch is written, so it waits while the throttle holds writers."""
+    trigger(market.fill(RECORDS), "AFTER", "")
+    rehearsed: list[object] = []
+    monkeypatch.setattr(preflight_module, "rehearse", lambda *said: rehearsed.append(said))
+    request = request_of()
+    with hold(market.dsn, market.settings, request) as holder:
+        scan = PlanScan(holder, tables_of(market), request.options, EVERYTHING)
+        state = make_plan(scan, None)
+        holder.gate.close("throttle", ["A standby is behind."], to_writers_only=True)
+        closed = OperationTimedOutError("The window closed.")
+        threading.Timer(0.5, holder.stop.because, [closed]).start()
+        with pytest.raises(OperationTimedOutError):
+            prepare(scan, state, scan_seconds=0.1)
+    assert rehearsed == []
 
 
 def test_it_takes_only_rows_that_the_options_mean(market: Market) -> None:

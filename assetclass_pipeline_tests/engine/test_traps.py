@@ -483,8 +483,9 @@ class TestOthersChangeRows:
         assert operation.records_corrected == 12 - gone
         assert_accounted(market, operation)
 
+    @pytest.mark.parametrize("has_key", [True, False])
     def test_rows_of_a_partition_that_is_made_in_mid_run_are_corrected_too(
-        self, make_market: MakeMarket
+        self, make_market: MakeMarket, *, has_key: bool
     ) -> None:
         """Guard: the tables are looked at again before rows that came late are planned."""
         market = small(make_market(partitioning="range"))
@@ -492,17 +493,27 @@ class TestOthersChangeRows:
         def feed(operation: Operation) -> None:
             if operation.phase is Phase.SWEEPING and parts_of(market) == 3:
                 market.execute(
-                    "CREATE TABLE {} PARTITION OF {} (PRIMARY KEY (id)) "
+                    "CREATE TABLE {} PARTITION OF {} "
                     "FOR VALUES FROM ('2030-01-01') TO ('2031-01-01')",
                     market.part(4),
                     market.market_identifier,
                 )
+                if has_key:
+                    market.execute("ALTER TABLE {} ADD PRIMARY KEY (id)", market.part(4))
                 market.add(Bar(n, "BTC", "2030-02-01") for n in range(100, 140))
 
-        operation = correct(market.dsn, market.settings, request_of(), observe=feed)
-        assert operation.skipped_by_reason == {}
-        assert operation.records_corrected == 52
-        assert report_of(market).correctable == 0
+        request = request_of()
+        correct(market.dsn, market.settings, request, observe=feed)
+        operation = operation_of(market, request.correction_id)
+        told = {event.event: str(event.details.get("reason")) for event in operation.events}
+        if has_key:
+            assert (operation.records_corrected, operation.skipped_by_reason) == (52, {})
+            assert report_of(market).correctable == 0
+            assert told == {}
+        else:
+            assert operation.records_corrected == 12
+            assert operation.skipped_by_reason == {SkipReason.ARRIVED_LATE: 40}
+            assert "has no key" in told["new_partitions_left_out"]
         assert_accounted(market, operation)
 
     def test_reused_addresses_do_not_get_the_class_of_the_row_before(

@@ -334,10 +334,17 @@ def exit_on_termination() -> None:
 
 
 def _shared_memory() -> dict[str, str]:
-    """Parallel queries need more than the 64 MB that a container's /dev/shm has by default."""
-    if sys.platform == "linux" and shutil.disk_usage("/dev/shm").total < _LEAST_SHARED_MEMORY:  # noqa: S108 - not a temporary file
-        return {"dynamic_shared_memory_type": "sysv"}
-    return {}
+    """Parallel queries need more than the 64 MB that a container's /dev/shm has by default.
+
+    Some sandboxes have none at all.
+    """
+    if sys.platform != "linux":
+        return {}
+    try:
+        room = shutil.disk_usage("/dev/shm").total  # noqa: S108 - not a temporary file
+    except OSError:
+        room = 0
+    return {} if room >= _LEAST_SHARED_MEMORY else {"dynamic_shared_memory_type": "sysv"}
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:

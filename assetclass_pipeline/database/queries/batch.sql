@@ -145,6 +145,22 @@ UPDATE assetclass.operation_skipped_row
 SET reason = %(reason)s
 WHERE correction_id = %(correction_id)s AND seq = ANY (%(seqs)s)
 
+-- name: name_planned_twice
+-- A row that moved from a chunk that the plan's scan had read to one that it had not stands in the
+-- plan twice. Where its other entry was written, nobody else has changed it.
+UPDATE assetclass.operation_skipped_row s
+SET reason = %(twice)s
+FROM {backup} b, {backup} twin
+WHERE s.correction_id = %(correction_id)s AND s.reason = %(reason)s AND b.seq = s.seq
+  AND twin.id = b.id AND twin.symbol::text = b.symbol::text AND twin.seq <> b.seq
+  AND twin."timestamp" IS NOT DISTINCT FROM b."timestamp"
+  AND NOT EXISTS (SELECT FROM assetclass.operation_skipped_row other
+                  WHERE other.correction_id = %(correction_id)s AND other.seq = twin.seq)
+
+-- name: has_skipped
+SELECT EXISTS (SELECT FROM assetclass.operation_skipped_row
+               WHERE correction_id = %(correction_id)s AND reason = %(reason)s)
+
 -- name: skipped_seqs
 SELECT seq FROM assetclass.operation_skipped_row
 WHERE correction_id = %(correction_id)s AND seq > %(after)s AND reason <> 'quarantined'
