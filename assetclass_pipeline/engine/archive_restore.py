@@ -13,11 +13,11 @@ from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.archive import archives
+from assetclass_pipeline.engine.audit import remember
 from assetclass_pipeline.engine.backups import (
     Content,
     content_of,
     registered,
-    remember,
     was_altered,
 )
 from assetclass_pipeline.engine.operations import as_uuid, get_operation

@@ -297,16 +297,16 @@ def test_expired_files_are_removed_and_the_summary_stays(
     market.fill(30)
     operation = correct_now(market)
     path = make_archive(connection, settings, operation)
-    assert remove_expired(connection, settings, dry_run=False) == []
+    assert remove_expired(connection, settings, by="test", dry_run=False) == []
     market.execute("UPDATE assetclass.archive SET expires_at = now() - interval '1 s'")
-    assert remove_expired(connection, settings, dry_run=True) == [path.name]
+    assert remove_expired(connection, settings, by="test", dry_run=True) == [path.name]
     assert path.exists()
-    assert remove_expired(connection, settings, dry_run=False) == [path.name]
+    assert remove_expired(connection, settings, by="test", dry_run=False) == [path.name]
     assert not path.exists()
     assert the_archive(connection, settings).state is ArchiveState.REMOVED
     assert find_rows(settings, connection, operation.correction_id, "1") == []
     assert operation_of(market, operation.correction_id).changes == operation.changes
-    assert remove_expired(connection, settings, dry_run=False) == []
+    assert remove_expired(connection, settings, by="test", dry_run=False) == []
 
 
 @pytest.fixture
