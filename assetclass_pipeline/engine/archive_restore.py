@@ -109,6 +109,8 @@ def _archive_of(
 def _require_same(file: Archive, content: Content, checksum: str | None) -> None:
     if content.records != file.records or was_altered(checksum, content):
         raise ArchiveError(
-            f"{file.file_name} does not hold what its table held when it was written. Nothing was "
-            "kept."
+            f"{file.file_name} does not hold what its table held when its plan was complete: the "
+            "table was altered before it was archived, or id or timestamp of the market table have "
+            "another type today. Nothing was kept; the file itself is as it was written, and any "
+            "reader of Parquet shows its rows."
         )

@@ -445,6 +445,10 @@ def test_what_cannot_become_a_table_again(
     market.execute("UPDATE assetclass.backup SET checksum = checksum || '7'")
     with pytest.raises(ArchiveError, match="does not hold what its table held"):
         restore()
+    market.execute("UPDATE assetclass.backup SET checksum = left(checksum, -1)")
+    market.execute("ALTER TABLE market_data ALTER id TYPE text")
+    with pytest.raises(ArchiveError, match="have another type today"):
+        restore()
     market.execute("UPDATE assetclass.backup SET checksum = NULL")
     market.execute("ALTER TABLE market_data ALTER symbol TYPE varchar(1) USING 'S'")
     with pytest.raises(ArchiveError, match="value too long"):
