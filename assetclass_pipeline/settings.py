@@ -1,10 +1,12 @@
 """Every `ASSETCLASS_*` setting: the only module that reads the environment."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -17,7 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from assetclass_pipeline.errors import InvalidSettingsError
 from assetclass_pipeline.model.alert import Severity
@@ -68,7 +70,8 @@ class Channel(BaseModel):
     Level 1 is told at once; level 2 and 3 when nobody of the level before has acknowledged in time.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # A misspelt `severities` would let a pager hear of everything.
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=60, pattern=r"^[\w.-]+$")
     url: SecretStr
@@ -191,7 +194,9 @@ class OidcSettings(BaseModel):
     ] = Field(("RS256", "ES256"), min_length=1, description="never one with a shared secret")
     name_claim: str = Field("sub", description="whose value stands in the audit log")
     role_claim: str = Field(
-        "roles", description="a text or a list; a dot leads into a claim, like realm_access.roles"
+        "roles",
+        description="a text or a list; where no claim is called so, a dot leads into one, like "
+        "realm_access.roles",
     )
     roles: dict[str, Role] = Field(
         {f"assetclass-{role}": role for role in Role},
@@ -403,12 +408,28 @@ def _prefix() -> str:
 
 
 def _sets(variable: str, name: str) -> bool:
-    field, _, part = variable.lower().removeprefix(_prefix().lower()).partition("__")
-    if field != name:
-        return False
-    kind = Settings.model_fields[name].annotation
-    nested = isinstance(kind, type) and issubclass(kind, BaseModel)
-    return not (part and nested) or part.partition("__")[0] in kind.model_fields  # type: ignore[union-attr] # nested says so
+    field, *parts = variable.lower().removeprefix(_prefix().lower()).split("__")
+    return field == name and _has(Settings.model_fields[name].annotation, parts)
+
+
+def _has(kind: object, parts: Sequence[str]) -> bool:
+    """Whether a setting of this type has such a part, at whatever depth."""
+    if not parts:
+        return True
+    # One that may be unset is its type, or None.
+    nested = next(
+        (
+            one
+            for one in (kind, *get_args(kind))
+            if isinstance(one, type) and issubclass(one, BaseModel)
+        ),
+        None,
+    )
+    if nested is None:
+        # A list or a table: what its parts are called is its own business.
+        return True
+    field = nested.model_fields.get(parts[0])
+    return field is not None and _has(field.annotation, parts[1:])
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -425,3 +446,21 @@ def load_settings(**overrides: object) -> Settings:
             for problem in error.errors(include_input=False, include_url=False)
         ]
         raise InvalidSettingsError("Settings cannot be used:\n  " + "\n  ".join(lines)) from None
+    except SettingsError as error:
+        raise InvalidSettingsError(_no_json(error)) from None
+
+
+def _no_json(error: SettingsError) -> str:
+    """Which variable should hold JSON and does not; its value may be a secret."""
+    cause = error.__cause__
+    said = cause.doc if isinstance(cause, JSONDecodeError) else None
+    variables = [
+        variable
+        for variable, value in sorted(os.environ.items())
+        if value == said and variable.upper().startswith(_prefix())
+    ]
+    examples = """'["127.0.0.1"]' or '{"operators": "operator"}'"""
+    return (
+        f"Settings cannot be used:\n  {' or '.join(variables) or error}: write lists and tables as "
+        f"JSON, like {examples} with these quotes in a shell."
+    )

@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict
 
+from assetclass_pipeline.database.catalogue import parts_left
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import Leaf, MarketTables
 from assetclass_pipeline.database.queries import query
@@ -220,14 +221,24 @@ class _LeafRewrittenError(Exception):
 def scan_leaves(scan: PlanScan, state: PlanState) -> None:
     """Add the correctable rows of every leaf, chunk by chunk, each in its own transaction."""
     for leaf in scan.tables.leaves:
-        while not _is_full(scan.options, state):
+        while not _is_full(scan.options, state) and scan.holder.attempt(_is_there, scan, leaf):
             try:
                 _scan_leaf(scan, state, leaf)
             except _LeafRewrittenError:
                 # Nothing of that chunk was kept; the new file is scanned from its beginning.
                 scan.holder.attempt(_begin_again, scan, state, leaf)
+            except errors.UndefinedTable:
+                # Dropped between two chunks; or what is gone is the plan.
+                if scan.holder.attempt(_is_there, scan, leaf):
+                    raise
             else:
                 break
+
+
+def _is_there(scan: PlanScan, leaf: Leaf) -> bool:
+    """Whether it is still a part of the market table: of one that is none, no row is planned."""
+    with transaction(scan.connection, scan.holder.settings, read_only=True) as cursor:
+        return bool(parts_left(cursor, scan.tables.market_oid, [leaf.oid]))
 
 
 def _scan_leaf(scan: PlanScan, state: PlanState, leaf: Leaf) -> None:
