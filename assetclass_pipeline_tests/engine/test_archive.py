@@ -433,6 +433,21 @@ def test_an_archive_becomes_a_table_again(
         restore_archive(connection, settings, operation.correction_id, by="test")
 
 
+def test_no_publication_carries_the_table_to_subscribers_that_lack_it(
+    market: Market, settings: Settings, connection: Connection[TupleRow]
+) -> None:
+    """Their replication would stop."""
+    market.fill(30)
+    operation = correct_now(market)
+    make_archive(connection, settings, operation)
+    market.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    restored = restore_archive(connection, settings, operation.correction_id, by="test")
+    assert restored.records == 30
+    published = market.rows("SELECT schemaname || '.' || tablename FROM pg_publication_tables")
+    assert ("public.market_data",) in published
+    assert (restored.table,) not in published
+
+
 def test_what_cannot_become_a_table_again(
     market: Market, settings: Settings, connection: Connection[TupleRow]
 ) -> None:
