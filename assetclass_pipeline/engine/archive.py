@@ -21,6 +21,7 @@ from psycopg.rows import TupleRow, dict_row
 
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.audit import remember
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.errors import ArchiveError
 from assetclass_pipeline.model.backup import Archive, ArchiveState
@@ -266,9 +267,12 @@ def find_rows(
 
 
 def remove_expired(
-    connection: Connection[TupleRow], settings: Settings, *, dry_run: bool
+    connection: Connection[TupleRow], settings: Settings, *, by: str, dry_run: bool
 ) -> list[str]:
-    """Remove files beyond their retention; returns their names, or those it would remove."""
+    """Remove files beyond their retention; returns their names, or those it would remove.
+
+    With a file goes the last that is known by row: who removed it stands in the audit log.
+    """
     with transaction(connection, settings) as cursor:
         expired = cursor.execute(query("backups", "expired_archives")).fetchall()
     if dry_run:
@@ -278,5 +282,7 @@ def remove_expired(
             (settings.archive / name).unlink(missing_ok=True)
         # After it: whoever dies in between finds the file gone, and notes it the next time.
         with transaction(connection, settings) as cursor:
-            cursor.execute(query("backups", "note_removed"), {"correction_id": correction_id})
+            key = {"correction_id": correction_id}
+            if cursor.execute(query("backups", "note_removed"), key).rowcount:
+                remember(cursor, correction_id, "archive_removed", by, {"file": name})
     return [name for _, name in expired]

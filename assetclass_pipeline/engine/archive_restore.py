@@ -13,11 +13,11 @@ from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.archive import archives
+from assetclass_pipeline.engine.audit import remember
 from assetclass_pipeline.engine.backups import (
     Content,
     content_of,
     registered,
-    remember,
     was_altered,
 )
 from assetclass_pipeline.engine.operations import as_uuid, get_operation
@@ -109,6 +109,8 @@ def _archive_of(
 def _require_same(file: Archive, content: Content, checksum: str | None) -> None:
     if content.records != file.records or was_altered(checksum, content):
         raise ArchiveError(
-            f"{file.file_name} does not hold what its table held when it was written. Nothing was "
-            "kept."
+            f"{file.file_name} does not hold what its table held when its plan was complete: the "
+            "table was altered before it was archived, or id or timestamp of the market table have "
+            "another type today. Nothing was kept; the file itself is as it was written, and any "
+            "reader of Parquet shows its rows."
         )

@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 from psycopg import Connection, Cursor, sql
 from psycopg.rows import TupleRow, class_row, dict_row
+from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import query
@@ -84,6 +85,30 @@ def record(cursor: Cursor[TupleRow], entry: AuditEntry) -> int:
     """
     row = cursor.execute(query("audit", "append"), entry.values).fetchone()
     return int(row[0]) if row else 0
+
+
+def remember(
+    cursor: Cursor[TupleRow],
+    correction_id: UUID,
+    event: str,
+    actor: str,
+    details: Mapping[str, object],
+) -> None:
+    """Write down what became of an operation's backup, last in the transaction that does it.
+
+    It stands with the operation, and in the audit log.
+    """
+    cursor.execute(
+        query("control", "remember"),
+        {
+            "correction_id": correction_id,
+            "event": event,
+            "actor": actor,
+            "details": Jsonb(details),
+        },
+    )
+    entry = AuditEntry(Actor.of_requester(actor), event, "done", details, str(correction_id))
+    record(cursor, entry)
 
 
 def record_claim(

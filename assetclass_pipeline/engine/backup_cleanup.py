@@ -19,13 +19,13 @@ from assetclass_pipeline.engine.archive import (
     remove_expired,
     write_archive,
 )
+from assetclass_pipeline.engine.audit import remember
 from assetclass_pipeline.engine.backup_verification import verify_registered
 from assetclass_pipeline.engine.backups import (
     Registered,
     content_of,
     find_unregistered,
     registered,
-    remember,
     take_stock,
     was_altered,
 )
@@ -62,7 +62,7 @@ def clean_up(
         kept=[_shown(*outcome) for outcome in outcomes if outcome[1].verdict is not Verdict.DROP],
         noticed=noticed,
         unregistered=unregistered,
-        archives_removed=remove_expired(connection, settings, dry_run=dry_run),
+        archives_removed=remove_expired(connection, settings, by=by, dry_run=dry_run),
     )
 
 

@@ -15,13 +15,13 @@ from assetclass_pipeline.database.connections import scan, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.archive import archives
+from assetclass_pipeline.engine.audit import remember
 from assetclass_pipeline.engine.backups import (
     Content,
     Registered,
     content_of,
     get_registered,
     registered,
-    remember,
     require_table,
     store_seal,
     take_stock,

@@ -12,16 +12,14 @@ from uuid import UUID
 
 from psycopg import Connection, Cursor, sql
 from psycopg.rows import TupleRow, dict_row
-from psycopg.types.json import Jsonb
 
 from assetclass_pipeline.database.connections import ALL_CORES, set_also, transaction
 from assetclass_pipeline.database.queries import query
 from assetclass_pipeline.engine.archive import archives
-from assetclass_pipeline.engine.audit import record
+from assetclass_pipeline.engine.audit import remember
 from assetclass_pipeline.engine.conditions import Condition
 from assetclass_pipeline.engine.operations import as_uuid, get_operation
 from assetclass_pipeline.errors import BackupExpiredError, NotUndoableError
-from assetclass_pipeline.model.audit import Actor, AuditEntry
 from assetclass_pipeline.model.backup import (
     BY_HAND,
     Archive,
@@ -332,27 +330,3 @@ def release(
         cursor.execute(query("backups", "release"), {"correction_id": key})
         remember(cursor, key, "backup_released", by, {})
     return backup_of(get_registered(connection, settings, correction_id))
-
-
-def remember(
-    cursor: Cursor[TupleRow],
-    correction_id: UUID,
-    event: str,
-    actor: str,
-    details: dict[str, object],
-) -> None:
-    """Write down what became of an operation's backup, last in the transaction that does it.
-
-    It stands with the operation, and in the audit log.
-    """
-    cursor.execute(
-        query("control", "remember"),
-        {
-            "correction_id": correction_id,
-            "event": event,
-            "actor": actor,
-            "details": Jsonb(details),
-        },
-    )
-    entry = AuditEntry(Actor.of_requester(actor), event, "done", details, str(correction_id))
-    record(cursor, entry)

@@ -19,12 +19,12 @@ from psycopg.types.json import Jsonb
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine.audit import remember
 from assetclass_pipeline.engine.backup_verification import OTHER_SHAPE, verify_registered
 from assetclass_pipeline.engine.backups import (
     Registered,
     get_registered,
     registered,
-    remember,
     require_table,
     take_stock,
 )

@@ -217,7 +217,7 @@ class _Look:
             elsewhere = self._elsewhere(cursor, sorted(s for s in symbols if s is not None))
         archived, not_read = self._in_archives(find_archived, elsewhere)
         with transaction(self.connection, self.settings, read_only=True) as cursor:
-            events = self._events(cursor, [*planned, *archived], noted)
+            events = self._events(cursor, [*planned, *self._meant(cursor, archived)], noted)
         trails = [*self._trails(events, now)]
         if not trails:
             raise self._nothing(looked=now is not None)
@@ -247,11 +247,28 @@ class _Look:
             some = sql.SQL("\nUNION ALL\n").join(blocks[first : first + _TABLES_AT_A_TIME])
             found += _all(cursor, PlannedRow, Statement([*some]), {"id": self.wanted.key})
         names = {t.correction_id: f"{t.schema_name}.{t.table_name}" for t in self.tables}
-        return [
-            replace(row, table=names[row.correction_id])
-            for row in found
-            if self.wanted.is_meant(row.symbol, row.timestamp)
-        ]
+        return self._meant(cursor, [replace(row, table=names[row.correction_id]) for row in found])
+
+    def _meant(self, cursor: Cursor[TupleRow], found: Sequence[PlannedRow]) -> list[PlannedRow]:
+        """Those of the wanted rows, their times as the market table of today writes them."""
+        times = self._as_of_today(cursor, [row.timestamp for row in found])
+        rows = [replace(row, timestamp=times[row.timestamp]) for row in found]
+        return [row for row in rows if self.wanted.is_meant(row.symbol, row.timestamp)]
+
+    def _as_of_today(
+        self, cursor: Cursor[TupleRow], times: Iterable[str | None]
+    ) -> dict[str | None, str | None]:
+        """Each of these times as a column of today's type writes it; it had perhaps another one."""
+        said = [*{*times}]
+        statement = query(
+            "row_history", "times_as_written", type=sql.SQL(self.market.timestamp_type)
+        )
+        try:
+            with cursor.connection.transaction():
+                return dict(cursor.execute(statement, {"times": said}).fetchall())
+        except psycopg.DataError:
+            # Beyond what today's type can hold.
+            return {time: time for time in said}
 
     def _fits(self, cursor: Cursor[TupleRow], column_type: str) -> bool:
         """Whether the key can be of the type that an older table has."""
@@ -267,8 +284,10 @@ class _Look:
     def _in_list(self, cursor: Cursor[TupleRow], name: str) -> list[dict[str, Any]]:
         """Rows in quarantine, or conflicts: these lists outlive the tables."""
         with cursor.connection.cursor(row_factory=dict_row) as rows:
-            found = rows.execute(query("row_history", name), {"id": self.wanted.key})
-            return [row for row in found if self.wanted.is_meant(row["symbol"], row["timestamp"])]
+            found = rows.execute(query("row_history", name), {"id": self.wanted.key}).fetchall()
+        times = self._as_of_today(cursor, [row["timestamp"] for row in found])
+        listed = [{**row, "timestamp": times[row["timestamp"]]} for row in found]
+        return [row for row in listed if self.wanted.is_meant(row["symbol"], row["timestamp"])]
 
     def _now(self, cursor: Cursor[TupleRow], planned: Sequence[PlannedRow]) -> list[_RowNow] | None:
         """The rows of this id in the market table; None when it would have to be read whole."""
@@ -344,11 +363,7 @@ class _Look:
                 # Missing or damaged: it is counted, and the rest of the history is shown.
                 not_read += 1
                 continue
-            found += [
-                _archived(operation, row)
-                for row in rows
-                if self.wanted.is_meant(row.symbol, row.timestamp)
-            ]
+            found += [_archived(operation, row) for row in rows]
         return found, not_read
 
     def _events(

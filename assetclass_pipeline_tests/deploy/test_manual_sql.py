@@ -26,7 +26,7 @@ from assetclass_pipeline.engine.correction import correct
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.deploy.psql import Psql, PsqlError, section, tables
-from assetclass_pipeline_tests.engine.runs import correct_now, report_of, request_of
+from assetclass_pipeline_tests.engine.runs import correct_now, report_of, request_of, undo_now
 from assetclass_pipeline_tests.engine.test_correction_properties import KEY, NAMES, Draw
 from assetclass_pipeline_tests.market import PARTITIONINGS, Bar, Market, open_market
 
@@ -427,6 +427,17 @@ def test_an_archive_is_put_back_with_the_same_care(
         "conflict: changed since": 1,
     }
     assert market.classes() == corrected | {n: before[n] for n in rest}
+
+
+def test_the_table_of_a_rollback_is_refused(market: Market, psql: Psql) -> None:
+    """Put back, it would correct the rows again."""
+    correction = correct_now(market)
+    undo_now(market, correction)
+    (table,) = market.rollback_tables()
+    versions = market.versions()
+    with pytest.raises(PsqlError, match="name the correction's"):
+        psql.run("roll_back", backup_schema="assetclass", backup_table=table)
+    assert market.versions() == versions
 
 
 def test_old_values_are_cast_where_the_column_became_an_enum(market: Market, psql: Psql) -> None:

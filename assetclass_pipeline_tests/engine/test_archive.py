@@ -297,16 +297,16 @@ def test_expired_files_are_removed_and_the_summary_stays(
     market.fill(30)
     operation = correct_now(market)
     path = make_archive(connection, settings, operation)
-    assert remove_expired(connection, settings, dry_run=False) == []
+    assert remove_expired(connection, settings, by="test", dry_run=False) == []
     market.execute("UPDATE assetclass.archive SET expires_at = now() - interval '1 s'")
-    assert remove_expired(connection, settings, dry_run=True) == [path.name]
+    assert remove_expired(connection, settings, by="test", dry_run=True) == [path.name]
     assert path.exists()
-    assert remove_expired(connection, settings, dry_run=False) == [path.name]
+    assert remove_expired(connection, settings, by="test", dry_run=False) == [path.name]
     assert not path.exists()
     assert the_archive(connection, settings).state is ArchiveState.REMOVED
     assert find_rows(settings, connection, operation.correction_id, "1") == []
     assert operation_of(market, operation.correction_id).changes == operation.changes
-    assert remove_expired(connection, settings, dry_run=False) == []
+    assert remove_expired(connection, settings, by="test", dry_run=False) == []
 
 
 @pytest.fixture
@@ -433,6 +433,21 @@ def test_an_archive_becomes_a_table_again(
         restore_archive(connection, settings, operation.correction_id, by="test")
 
 
+def test_no_publication_carries_the_table_to_subscribers_that_lack_it(
+    market: Market, settings: Settings, connection: Connection[TupleRow]
+) -> None:
+    """Their replication would stop."""
+    market.fill(30)
+    operation = correct_now(market)
+    make_archive(connection, settings, operation)
+    market.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    restored = restore_archive(connection, settings, operation.correction_id, by="test")
+    assert restored.records == 30
+    published = market.rows("SELECT schemaname || '.' || tablename FROM pg_publication_tables")
+    assert ("public.market_data",) in published
+    assert (restored.table,) not in published
+
+
 def test_what_cannot_become_a_table_again(
     market: Market, settings: Settings, connection: Connection[TupleRow]
 ) -> None:
@@ -444,6 +459,10 @@ def test_what_cannot_become_a_table_again(
     path = make_archive(connection, settings, operation)
     market.execute("UPDATE assetclass.backup SET checksum = checksum || '7'")
     with pytest.raises(ArchiveError, match="does not hold what its table held"):
+        restore()
+    market.execute("UPDATE assetclass.backup SET checksum = left(checksum, -1)")
+    market.execute("ALTER TABLE market_data ALTER id TYPE text")
+    with pytest.raises(ArchiveError, match="have another type today"):
         restore()
     market.execute("UPDATE assetclass.backup SET checksum = NULL")
     market.execute("ALTER TABLE market_data ALTER symbol TYPE varchar(1) USING 'S'")

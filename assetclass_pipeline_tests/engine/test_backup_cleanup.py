@@ -384,6 +384,13 @@ def test_expired_archives_go_too(
     assert clean(connection, settings).archives_removed == [name]
     assert list(settings.archive.iterdir()) == []
     assert the_backup(connection, settings).why.endswith(f"its archive {name} is removed")
+    # With it goes the last that is known by row: an auditor asks who did that.
+    assert clean(connection, settings).archives_removed == []
+    removals = market.rows(
+        "SELECT action, actor, outcome, parameters ->> 'file', correction_id::text "
+        "FROM assetclass.audit_log WHERE action LIKE 'archive%'"
+    )
+    assert removals == [("archive_removed", "test", "done", name, operation.correction_id)]
 
 
 def test_a_lost_archive_fails_the_verification_of_all(

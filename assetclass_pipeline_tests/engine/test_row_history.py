@@ -21,6 +21,7 @@ from assetclass_pipeline.engine.archive import (
     register_archive,
     write_archive,
 )
+from assetclass_pipeline.engine.correction import correct
 from assetclass_pipeline.engine.row_history import (
     RECORDS_THAT_PAY,
     FindArchived,
@@ -485,6 +486,34 @@ class TestKeys:
         correct_now(market)
         assert len(trail_of(market, "x").events) == 1
         assert len(trail_of(market, "1").events) == 1
+
+    @pytest.mark.parametrize("old_type", ["timestamp", "date"])
+    def test_what_happened_before_the_time_got_another_type(
+        self, make_market: MakeMarket, tmp_path: Path, old_type: str
+    ) -> None:
+        """The same moment is written in another way then: in tables, archives and lists."""
+        market = make_market(key='PRIMARY KEY (id, "timestamp")', timestamp_type=old_type)
+        market.list_symbols(("AAPL", "STOCK"))
+        market.add(Bar(1, "AAPL", f"2024-03-0{day}") for day in (1, 2))
+        first = correct_now(market)
+        market.execute("UPDATE market_data SET asset_class = NULL")
+        settings = market.settings.model_copy(update={"archive_directory": tmp_path})
+        correct(market.dsn, settings, request_of(create_backup=False))
+        market.execute(
+            "UPDATE market_data SET asset_class = 'THEIRS' WHERE timestamp = '2024-03-01'"
+        )
+        undo_now(market, first)
+        market.execute('ALTER TABLE market_data ALTER "timestamp" TYPE timestamptz')
+
+        with connect(market.dsn, settings, purpose="test") as connection:
+            found = row_history(connection, settings, "1")
+            one = row_history(connection, settings, "1", timestamp="2024-03-01")
+        assert {row.timestamp: (row.exists, len(row.events)) for row in found.rows} == {
+            "2024-03-01 00:00:00+00": (True, 3),
+            "2024-03-02 00:00:00+00": (True, 3),
+        }
+        (trail,) = one.rows
+        assert [event.outcome for event in trail.events] == ["changed", "changed", "conflict"]
 
     def test_without_an_index_on_the_id(self, make_market: MakeMarket) -> None:
         market = make_market(key='UNIQUE (symbol, "timestamp", id)')

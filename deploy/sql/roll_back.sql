@@ -39,6 +39,16 @@ ORDER BY relname DESC;
 SELECT to_regclass('assetclass.operation_undone') IS NOT NULL AS has_ledger \gset
 CREATE TEMP TABLE not_written (seq bigint PRIMARY KEY);
 \if :has_ledger
+SELECT EXISTS (SELECT FROM assetclass.operation o
+               WHERE o.kind = 'rollback'
+                 AND :'backup_table' IN (o.backup_table,
+                                         'archived_' || replace(o.correction_id::text, '-', '')))
+           AS is_of_rollback \gset
+\if :is_of_rollback
+DO $$ BEGIN
+    RAISE 'This is the table of a rollback, which is not rolled back: name the correction''s.';
+END $$;
+\endif
 INSERT INTO not_written
 WITH ledger AS MATERIALIZED (
     SELECT o.correction_id,

@@ -298,8 +298,9 @@ SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 FROM pg_class c WHERE c.oid = ANY (%(leaves)s::oid[])
 
 -- name: create_restored
--- In the shape of a backup table, but for the addresses, which died with the correction.
-CREATE TABLE {table} (
+-- In the shape of a backup table, but for the addresses, which died with the correction. Unlogged:
+-- no publication carries it to subscribers that lack it, and what a crash empties the archive holds.
+CREATE UNLOGGED TABLE {table} (
     seq bigint NOT NULL,
     id {id_type},
     symbol {symbol_type},

@@ -94,6 +94,10 @@ GROUP BY id.attrelid, id.atttypid, symbol.atttypid, moment.atttypid
 -- A value as PostgreSQL writes one of this type.
 SELECT (%(value)s::text::{type})::text
 
+-- name: times_as_written
+-- Times that were written by a column of perhaps another type, as one of this type writes them.
+SELECT said, said::{type}::text FROM unnest(%(times)s::text[]) said
+
 -- name: rows_of_table
 SELECT {operation}::text AS correction_id, b.seq, b.symbol::text AS symbol,
        b."timestamp"::text AS "timestamp", b.asset_class::text AS before,
