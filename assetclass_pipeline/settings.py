@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,7 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from assetclass_pipeline.errors import InvalidSettingsError
 from assetclass_pipeline.model.alert import Severity
@@ -193,7 +194,9 @@ class OidcSettings(BaseModel):
     ] = Field(("RS256", "ES256"), min_length=1, description="never one with a shared secret")
     name_claim: str = Field("sub", description="whose value stands in the audit log")
     role_claim: str = Field(
-        "roles", description="a text or a list; a dot leads into a claim, like realm_access.roles"
+        "roles",
+        description="a text or a list; where no claim is called so, a dot leads into one, like "
+        "realm_access.roles",
     )
     roles: dict[str, Role] = Field(
         {f"assetclass-{role}": role for role in Role},
@@ -443,3 +446,21 @@ def load_settings(**overrides: object) -> Settings:
             for problem in error.errors(include_input=False, include_url=False)
         ]
         raise InvalidSettingsError("Settings cannot be used:\n  " + "\n  ".join(lines)) from None
+    except SettingsError as error:
+        raise InvalidSettingsError(_no_json(error)) from None
+
+
+def _no_json(error: SettingsError) -> str:
+    """Which variable should hold JSON and does not; its value may be a secret."""
+    cause = error.__cause__
+    said = cause.doc if isinstance(cause, JSONDecodeError) else None
+    variables = [
+        variable
+        for variable, value in sorted(os.environ.items())
+        if value == said and variable.upper().startswith(_prefix())
+    ]
+    examples = """'["127.0.0.1"]' or '{"operators": "operator"}'"""
+    return (
+        f"Settings cannot be used:\n  {' or '.join(variables) or error}: write lists and tables as "
+        f"JSON, like {examples} with these quotes in a shell."
+    )

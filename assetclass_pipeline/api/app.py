@@ -56,6 +56,16 @@ ROUTERS: tuple[APIRouter, ...] = (
 PAGES: tuple[APIRouter, ...] = (front_page.router, openapi.router, metrics.page)
 """Whatever stands elsewhere."""
 
+# Of web pages of other origins, where the settings let them in: whatever a call takes and answers.
+_HEADERS_OF_PAGES = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+)
+_HEADERS_FOR_PAGES = ("ETag", "Location", "Preference-Applied", "Retry-After")
 
 _SPARE_THREADS = 10
 _RENDERED = (AssetClassError, RequestValidationError, HTTPException, psycopg.Error)
@@ -108,12 +118,13 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.api.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", CORRELATION_HEADER],
-            expose_headers=["ETag", "Location", "Retry-After", CORRELATION_HEADER],
+            allow_headers=[*_HEADERS_OF_PAGES, CORRELATION_HEADER],
+            expose_headers=[*_HEADERS_FOR_PAGES, CORRELATION_HEADER],
         )
     app.add_middleware(
         Framing,
         limits=limits,
+        refusals=refusals,
         most=settings.api.most_requests,
         header_limit=settings.api.header_limit,
     )

@@ -22,6 +22,7 @@ from assetclass_pipeline.errors import (
     AssetClassError,
     DatabaseUnavailableError,
     ForbiddenError,
+    IdentityProviderError,
     SchemaNotReadyError,
     ServerBusyError,
     TooManyRequestsError,
@@ -150,13 +151,19 @@ class Authenticator:
     def identify_if_it_says(self, request: Request) -> Caller | None:
         """As `identify`; None for a caller that shows no token, or one that cannot be checked now.
 
-        While the database is away, one whose token was good a few minutes ago is believed.
+        While database or identity provider are away, one whose token was good a few minutes ago is
+        believed.
         """
         if _bearer(request) is None and self._anonymous_role(request) is None:
             return None
         try:
             return self.identify(request)
-        except (DatabaseUnavailableError, SchemaNotReadyError, ServerBusyError):
+        except (
+            DatabaseUnavailableError,
+            SchemaNotReadyError,
+            ServerBusyError,
+            IdentityProviderError,
+        ):
             identity = self._good.get(digest(_bearer(request) or ""))
             return None if identity is None else _caller(request, identity)
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import psycopg
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from psycopg import errors
 from starlette.exceptions import HTTPException
 
 from assetclass_pipeline.errors import (
@@ -20,6 +21,7 @@ from assetclass_pipeline.errors import (
     DatabaseUnavailableError,
     DeadlineExceededError,
     InvalidOptionsError,
+    MarketTablesError,
     MethodNotAllowedError,
     PathNotFoundError,
     SchemaNotReadyError,
@@ -33,6 +35,42 @@ T = TypeVar("T")
 # Seconds after which trying again is worth while; a database that restarts needs about so long.
 _TRY_AGAIN_AFTER = 5
 _INTERNAL = "INTERNAL_ERROR"
+
+# The first that fits. A standby refuses the one at a statement, the other one at BEGIN.
+_REFUSED_BY_DATABASE: tuple[
+    tuple[tuple[type[psycopg.Error], ...], type[AssetClassError], str], ...
+] = (
+    (
+        (errors.QueryCanceled,),
+        DeadlineExceededError,
+        "The database took longer than a request may: try again later",
+    ),
+    (
+        (errors.UndefinedTable, errors.UndefinedColumn),
+        SchemaNotReadyError,
+        "A table or a column is missing: `assetclass db status` and `assetclass analyze` say which",
+    ),
+    (
+        (errors.InsufficientPrivilege,),
+        MarketTablesError,
+        "The API's role lacks a right: {reason}. `assetclass doctor` beside the API says more",
+    ),
+    (
+        (errors.FeatureNotSupported, errors.ReadOnlySqlTransaction),
+        DatabaseUnavailableError,
+        "The database takes no changes, like a standby before it is promoted: try again later",
+    ),
+    (
+        (psycopg.OperationalError, psycopg.InterfaceError),
+        DatabaseUnavailableError,
+        "The database went away or could not do this just now: try again in a moment",
+    ),
+    (
+        (psycopg.DataError,),
+        InvalidOptionsError,
+        "A value of the request cannot be stored in the database",
+    ),
+)
 
 
 class Envelope(WireModel, Generic[T]):
@@ -157,19 +195,9 @@ def _of_framework(error: HTTPException) -> AssetClassError | None:
 
 def _of_database(error: Exception) -> AssetClassError | None:
     """What PostgreSQL refuses, in words that hold nothing of the statement."""
-    if isinstance(error, psycopg.errors.QueryCanceled):
-        return DeadlineExceededError("The database took longer than a request may: try again later")
-    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-        return SchemaNotReadyError(
-            "A table or a column is missing: `assetclass db status` and `assetclass analyze` say "
-            "which"
-        )
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return DatabaseUnavailableError(
-            "The database went away or could not do this just now: try again in a moment"
-        )
-    if isinstance(error, psycopg.DataError):
-        return InvalidOptionsError("A value of the request cannot be stored in the database")
+    for refused, kind, said in _REFUSED_BY_DATABASE:
+        if isinstance(error, refused):
+            return kind(said.format(reason=str(error).partition("\n")[0]))
     return None
 
 

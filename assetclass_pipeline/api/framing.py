@@ -16,13 +16,16 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from assetclass_pipeline.api.authentication import UNKNOWN
 from assetclass_pipeline.api.envelope import Rendered, render
 from assetclass_pipeline.api.limits import Limits
+from assetclass_pipeline.api.refusals import Refusals
 from assetclass_pipeline.errors import (
     AssetClassError,
     HeadTooLargeError,
     InvalidOptionsError,
     ServerBusyError,
+    TooManyRequestsError,
 )
 from assetclass_pipeline.model.audit import Source, source
 
@@ -32,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _LONGEST_PATH = 500
 
-_HEADERS = {
+HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -44,6 +47,7 @@ _HEADERS = {
         "form-action 'none'; frame-ancestors 'none'"
     ),
 }
+"""Of every answer that does not say otherwise."""
 
 
 @dataclass
@@ -52,6 +56,7 @@ class Framing:
 
     app: ASGIApp
     limits: Limits
+    refusals: Refusals
     most: int
     header_limit: int
     _open: int = 0
@@ -86,7 +91,7 @@ class Framing:
     def _admit(self, scope: Scope, said: str | None) -> None:
         if self._open > self.most:
             raise ServerBusyError(f"{self.most} requests are open already: try again in a moment.")
-        self.limits.count_address(_address(scope))
+        self._count(scope)
         if said is not None and _CORRELATION_ID.fullmatch(said) is None:
             raise InvalidOptionsError(
                 f"{CORRELATION_HEADER}: write up to 128 letters, digits, and . _ : / + = @ -"
@@ -97,6 +102,15 @@ class Framing:
             )
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidOptionsError("A path and its query cannot hold the character NUL")
+
+    def _count(self, scope: Scope) -> None:
+        address = _address(scope)
+        try:
+            self.limits.count_address(address)
+        except TooManyRequestsError as error:
+            call, own = f"{scope['method']} {scope['path'][:200]}", scope["state"]["correlation_id"]
+            self.refusals.note(UNKNOWN, error, address, call, own)
+            raise
 
 
 class _Answered:
@@ -113,7 +127,7 @@ class _Answered:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in HEADERS.items():
                 headers.setdefault(name, value)
             headers[CORRELATION_HEADER] = self._own_id
         await self._send(message)

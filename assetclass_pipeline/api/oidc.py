@@ -3,13 +3,12 @@
 Belongs here: checking one, and the role that its claims give. Does not: logging anybody in.
 """
 
-import json
 import re
 import time
 from typing import Any
 
 import jwt
-from jwt import PyJWKClient, PyJWKClientConnectionError, PyJWKClientError
+from jwt import PyJWKClient, PyJWKClientConnectionError, PyJWTError
 
 from assetclass_pipeline.api.authentication import Identity
 from assetclass_pipeline.errors import (
@@ -37,14 +36,15 @@ class _Keys(PyJWKClient):
     _away_until = 0.0
 
     def fetch_data(self) -> object:
-        """As the library's. Raises PyJWKClientConnectionError."""
+        """As the library's. Raises PyJWKClientConnectionError, whatever came instead of keys."""
         if time.monotonic() < self._away_until:
             raise PyJWKClientConnectionError("it was away a moment ago")
         try:
             return super().fetch_data()
-        except PyJWKClientError:
+        # A connection cut in mid-answer, a page that is no JSON: nothing that a caller did.
+        except (PyJWTError, OSError, ValueError) as error:
             self._away_until = time.monotonic() + _STAYS_AWAY
-            raise
+            raise PyJWKClientConnectionError(str(error)) from error
 
 
 class Oidc:
@@ -96,17 +96,13 @@ class Oidc:
             raise _provider_is_away() from None
         except jwt.ExpiredSignatureError:
             raise _not_valid("it has expired") from None
-        except jwt.PyJWKSetError:
-            raise _provider_is_away() from None
-        except (jwt.PyJWTError, json.JSONDecodeError, ValueError, TypeError):
+        except (PyJWTError, ValueError, TypeError):
             raise _not_valid("signature, issuer, audience or times are not as they must be") from (
                 None
             )
 
     def _role(self, claims: dict[str, Any]) -> Role:
-        said: Any = claims
-        for part in self._settings.role_claim.split("."):
-            said = said.get(part) if isinstance(said, dict) else None
+        said = _claim(claims, self._settings.role_claim)
         values = [said] if isinstance(said, str) else said if isinstance(said, list) else []
         roles = [
             self._settings.roles[value]
@@ -120,6 +116,16 @@ class Oidc:
                 f"{', '.join(Role)}: have it granted at the identity provider."
             )
         return highest[0]
+
+
+def _claim(claims: dict[str, Any], name: str) -> object:
+    """What a claim says. Providers name their own by an address, whose dots lead nowhere."""
+    if name in claims:
+        return claims[name]
+    said: Any = claims
+    for part in name.split("."):
+        said = said.get(part) if isinstance(said, dict) else None
+    return said
 
 
 def _not_valid(reason: str) -> UnauthorizedError:

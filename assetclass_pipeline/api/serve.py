@@ -5,7 +5,6 @@ Belongs here: the process and its sockets. Does not: the application (app.py).
 
 import asyncio
 import gc
-import json
 import logging
 import socket
 import uuid
@@ -21,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from assetclass_pipeline.api.app import create_app
 from assetclass_pipeline.api.envelope import JSON, Envelope
 from assetclass_pipeline.api.first_step import FIRST_STEP, lacks_token
+from assetclass_pipeline.api.framing import CORRELATION_HEADER, HEADERS
 from assetclass_pipeline.api.log_lines import log_as_json
 from assetclass_pipeline.database.connections import open_database
 from assetclass_pipeline.database.embedded import exit_on_termination
@@ -143,8 +143,10 @@ class _Protocol(H11Protocol):
             timestamp=datetime.now(UTC),
             correlation_id=str(uuid.uuid4()),
         )
-        body = json.dumps(content.model_dump(mode="json", by_alias=True)).encode()
+        body = content.model_dump_json(by_alias=True).encode()
         headers = [
+            *HEADERS.items(),
+            (CORRELATION_HEADER, content.correlation_id),
             ("content-type", JSON),
             ("content-length", str(len(body))),
             ("connection", "close"),

@@ -118,6 +118,12 @@ def _load_definitions() -> Finding:
 
 def show_health(console: Console, found: Health) -> None:
     """The components as a table, and what to do next where one is not well."""
+    if not found.components:
+        # An API tells callers without a token no more.
+        console.print(
+            "All is well." if found.is_healthy else "Something fails; --token-file shows what."
+        )
+        return
     shown = table("component", "", "ms", "what it says", right=("ms",))
     for name, component in found.components.items():
         verdict = Text("well", "green") if component.is_healthy else Text("not well", "bold red")

@@ -127,8 +127,8 @@ class AssetClassClient:
         idempotency_key: str | None = None,
     ) -> str:
         """Ask for a correction to be undone; returns the correctionId of the rollback."""
-        body = _body(options) | _said(reason=reason, ticket=ticket)
-        return self._ask("rollback", body | {"correctionId": correction_id}, idempotency_key)
+        body = _body(options) | _naming(correction_id) | _said(reason=reason, ticket=ticket)
+        return self._ask("rollback", body, idempotency_key)
 
     def status(self, *, include_all: bool = False, most: int = 20) -> OperationStatus:
         """The active operation, and up to `most` ended ones: all, or those that changed rows."""
@@ -137,12 +137,9 @@ class AssetClassClient:
 
     def operation(self, correction_id: str, *, wait: int = 0) -> Operation:
         """One operation; with `wait` as it stands at its end, or after so many seconds."""
-        segment = _segment(correction_id)
-        if segment is None:
-            raise OperationNotFoundError(
-                f"No operation has the correctionId {correction_id[:60]!r}. `assetclass status` "
-                "lists the recent ones."
-            )
+        segment = _ending(correction_id)
+        if segment is None or "/" in correction_id:
+            raise _no_such(correction_id)
         seconds = min(wait, _LONGEST_WAIT)
         said = {"wait": seconds} if seconds else {}
         return self._get(f"status/{segment}", Operation, said, timeout=ANSWER_SECONDS + seconds)
@@ -178,15 +175,15 @@ class AssetClassClient:
 
     def pause(self, correction_id: str | None = None) -> Operation:
         """Let the named or the active operation stay between two batches."""
-        return self._change("pause", Operation, _said(correctionId=correction_id))
+        return self._change("pause", Operation, _naming(correction_id))
 
     def resume(self, correction_id: str | None = None) -> Operation:
         """Let a paused operation go on, or ask again for one that was cut off."""
-        return self._change("resume", Operation, _said(correctionId=correction_id))
+        return self._change("resume", Operation, _naming(correction_id))
 
     def cancel(self, correction_id: str | None = None) -> Operation:
         """Stop the named or the active operation between two batches."""
-        return self._change("cancel", Operation, _said(correctionId=correction_id))
+        return self._change("cancel", Operation, _naming(correction_id))
 
     def health(self) -> Health:
         """Whether all is well; callers without a token are shown no components."""
@@ -220,14 +217,14 @@ class AssetClassClient:
         self, row_id: str, *, symbol: str | None = None, timestamp: str | None = None
     ) -> RowHistory:
         """How a row came by its class; `symbol` and `timestamp` where several have this id."""
-        segment = _segment(row_id)
-        if segment is None:
+        ending = _ending(row_id)
+        if ending is None:
             raise RowNotFoundError(
                 f"A row with the id {row_id[:60]!r} cannot be asked for over the API: its address "
                 "cannot hold that. `assetclass audit row` beside the database can."
             )
         said = _said(symbol=symbol, timestamp=timestamp)
-        return self._get(f"audit/rows/{segment}", RowHistory, said)
+        return self._get(f"audit/rows/{ending}", RowHistory, said)
 
     def _ask(self, what: str, body: Mapping[str, object], key: str | None) -> str:
         # Made once for all tries: the API answers each of them with the same operation.
@@ -286,9 +283,23 @@ def _said(**values: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _segment(identity: str) -> str | None:
-    """The id as a part of a path; None where a path cannot hold it, however it is quoted."""
-    if not identity or "/" in identity or identity in {".", ".."}:
+def _naming(correction_id: str | None) -> dict[str, object]:
+    """The operation that is meant; an empty id is no operation's, least of all the active one."""
+    if correction_id == "":
+        raise _no_such(correction_id)
+    return _said(correctionId=correction_id)
+
+
+def _no_such(correction_id: str) -> OperationNotFoundError:
+    return OperationNotFoundError(
+        f"No operation has the correctionId {correction_id[:60]!r}. `assetclass status` lists the "
+        "recent ones."
+    )
+
+
+def _ending(identity: str) -> str | None:
+    """The id as the end of a path; None where a server on the way may make another path of it."""
+    if not {"", ".", ".."}.isdisjoint(identity.split("/")):
         return None
     return quote(identity, safe="")
 

@@ -39,8 +39,11 @@ _ACTIONS = {
 def named_or_active(
     connection: Connection[TupleRow], settings: Settings, correction_id: str | None
 ) -> str:
-    """The id that was given, or the active operation's. Raises OperationNotFoundError."""
-    found = correction_id or active_id(connection, settings)
+    """The id that was given, or the active operation's. Raises OperationNotFoundError.
+
+    An empty one is an id too, which no operation has: a script whose variable is empty means none.
+    """
+    found = active_id(connection, settings) if correction_id is None else correction_id
     if found is None:
         raise OperationNotFoundError(
             "No operation is active. `assetclass status` lists the recent ones."

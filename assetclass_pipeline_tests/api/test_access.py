@@ -278,10 +278,17 @@ def test_a_token_has_a_number_of_requests(market: Market) -> None:
 
 def test_an_address_has_a_number_of_requests(market: Market) -> None:
     with serving(market.dsn, api={"requests_per_minute_of_address": 2}) as service:
-        said = [service.ask("GET", "health") for _ in range(3)]
+        asked = {"X-Correlation-ID": "too-many"}
+        said = [service.ask("GET", "health", headers=asked) for _ in range(3)]
         assert said[2].status_code == 429
         assert said[2].json()["errorCode"] == "TOO_MANY_REQUESTS"
         assert "Retry-After" in said[2].headers
+    [recorded] = [
+        entry
+        for entry in audit_entries(market.dsn, "call_api")
+        if entry["correlation_id"] == "too-many"
+    ]
+    assert (recorded["outcome"], recorded["origin"]) == ("TOO_MANY_REQUESTS", "127.0.0.1")
 
 
 def test_refusals_are_recorded_and_a_flood_of_them_is_counted(market: Market) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, Request, Response
 
-from assetclass_pipeline.api.bodies import read_strictly
+from assetclass_pipeline.api.bodies import _without_repeats, read_strictly
 from assetclass_pipeline.api.envelope import answer
 from assetclass_pipeline.errors import InvalidOptionsError
 from assetclass_pipeline.model.options import CorrectionOptions
@@ -55,6 +55,8 @@ def refusal(service: Service, content: bytes, content_type: str | None = None) -
         "application/json",
         "application/json; charset=utf-8",
         "application/JSON",
+        'application/json; a=b; Charset="UTF-8"',
+        "application/json; charset*=x; charset*0*=y",
         "application/x-www-form-urlencoded",
     ],
 )
@@ -77,6 +79,7 @@ def test_no_body_is_no_mistake(service: Service) -> None:
         "multipart/form-data; boundary=x",
         "nonsense",
         "application/json; charset=utf-16",
+        'application/json;charset="latin-1"',
     ],
 )
 def test_what_is_declared_as_something_else_is_not_read(
@@ -208,7 +211,12 @@ def test_a_head_that_is_too_large_is_refused_in_the_envelope(service: Service) -
 def test_what_is_no_http_is_refused_in_the_envelope(service: Service, request_: bytes) -> None:
     head, _, body = service.raw(request_).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
-    assert json.loads(body)["errorCode"] == "INVALID_OPTIONS"
+    document = json.loads(body)
+    assert document["errorCode"] == "INVALID_OPTIONS"
+    said = head.decode().lower()
+    assert f"\r\nx-correlation-id: {document['correlationId']}" in said
+    assert "\r\nx-content-type-options: nosniff" in said
+    assert "\r\ncache-control: no-store" in said
 
 
 def test_a_client_that_waits_for_leave_is_refused_before_it_sends(service: Service) -> None:
@@ -245,6 +253,26 @@ def _is_cut_off(connection: socket.socket) -> bool:
 def test_a_path_cannot_hold_nul(service: Service, path: str) -> None:
     said = service.ask("POST", path)
     assert (said.status_code, said.json()["errorCode"]) == (400, "INVALID_OPTIONS")
+
+
+def test_a_name_that_stands_twice_among_thousands_is_found_in_one_look() -> None:
+    """Anybody may send a body of this size, and while it is read nobody else is answered."""
+    looked = 0
+
+    class Name(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looked
+            looked += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names = [Name(number) for number in range(8_000)]
+    with pytest.raises(ValueError, match="'7999' stands twice"):
+        _without_repeats([(name, 1) for name in [*names, Name(7_999)]])
+    assert looked < 10 * len(names)
 
 
 def test_numbers_and_texts_of_json_are_left_as_they_are() -> None:

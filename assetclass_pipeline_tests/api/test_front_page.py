@@ -123,3 +123,18 @@ def test_only_the_page_takes_a_password(
 def test_on_this_machine_it_is_open_where_the_settings_say_so(market: Market) -> None:
     with serving(market.dsn, api_anonymous_role=Role.VIEWER) as open_one:
         assert httpx.get(open_one.url, trust_env=False).status_code == 200
+
+
+def test_while_the_database_is_away_it_says_so_and_comes_back_by_itself() -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    quiet = {"fallback": False}
+    with serving(nowhere, api=quiet, api_anonymous_role=Role.VIEWER) as service:
+        refused = httpx.get(service.url, trust_env=False)
+    assert refused.status_code == 503
+    assert refused.headers["Content-Type"].startswith("text/html")
+    assert "PostgreSQL cannot be reached" in refused.text
+    assert '<meta http-equiv="refresh" content="5">' in refused.text
+
+
+def test_a_missing_token_is_not_asked_for_again_and_again(service: Service) -> None:
+    assert "refresh" not in service.ask("GET", "/").text

@@ -21,7 +21,13 @@ from assetclass_pipeline.errors import IdentityProviderError, UnauthorizedError
 from assetclass_pipeline.model.audit import Actor
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.settings import OidcSettings
-from assetclass_pipeline_tests.api.service import Service, audit_entries, make_token, serving
+from assetclass_pipeline_tests.api.service import (
+    LONGEST,
+    Service,
+    audit_entries,
+    make_token,
+    serving,
+)
 from assetclass_pipeline_tests.market import Market
 
 ISSUER, AUDIENCE = "https://login.example", "assetclass"
@@ -38,6 +44,8 @@ class Provider:
     keys: dict[str, RSAPrivateKey]
     url: str = ""
     broken: bool = False
+    instead: bytes | None = None
+    """What comes in place of the keys; where it is empty, the answer is cut off."""
     fetched: int = 0
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,6 +80,9 @@ def provider() -> Iterator[Provider]:
         def do_GET(self) -> None:
             document = made.document()
             self.send_response(500 if made.broken else 200)
+            if made.instead is not None:
+                document = made.instead
+                self.send_header("Content-Length", str(len(document) or 1000))
             self.end_headers()
             self.wfile.write(document)
 
@@ -201,6 +212,16 @@ def test_several_roles_give_the_highest(provider: Provider) -> None:
     assert mapped.identify(provider.token(groups="dba")).role is Role.ADMIN
 
 
+def test_a_claim_whose_name_is_an_address_is_found(provider: Provider) -> None:
+    """As identity providers name claims of one's own: its dots lead nowhere."""
+    named = "https://login.example/roles"
+    oidc = Oidc(settings_of(provider, role_claim=named))
+    claims: dict[str, Any] = {named: "assetclass-admin", "realm.roles": "assetclass-viewer"}
+    assert oidc.identify(provider.token(**claims)).role is Role.ADMIN
+    as_it_stands = Oidc(settings_of(provider, role_claim="realm.roles"))
+    assert as_it_stands.identify(provider.token(**claims)).role is Role.VIEWER
+
+
 def test_keys_are_fetched_once_and_again_for_a_new_one(provider: Provider) -> None:
     oidc = Oidc(settings_of(provider))
     before = provider.fetched
@@ -230,6 +251,31 @@ def test_while_the_provider_is_away_callers_are_told_and_nobody_waits(
         assert provider.fetched == before + 1
     finally:
         provider.broken = False
+
+
+@pytest.mark.parametrize("instead", [b"<html>Sign in</html>", b"[]", b"\xff", b"", b'{"keys": []}'])
+def test_what_comes_in_place_of_keys_is_no_fault_of_the_caller(
+    provider: Provider, instead: bytes
+) -> None:
+    """Else good tokens would be called bad, and too many of them would shut their sender out."""
+    oidc = Oidc(settings_of(provider))
+    provider.instead = instead
+    try:
+        before = provider.fetched
+        for _ in range(3):
+            with pytest.raises(IdentityProviderError):
+                oidc.identify(provider.token())
+        assert provider.fetched == before + 1
+    finally:
+        provider.instead = None
+
+
+def test_health_is_told_while_the_provider_is_away(provider: Provider, market: Market) -> None:
+    oidc = settings_of(provider, jwks_url="http://127.0.0.1:1/keys").model_dump()
+    with serving(market.dsn, api={"oidc": oidc}, health={"timeout": LONGEST}) as service:
+        said = ask(service, provider.token(), "health").json()
+    assert said["data"]["components"] is None
+    assert said["errorCode"] in {None, "SERVICE_UNHEALTHY"}
 
 
 def test_the_audit_log_knows_who_it_was(

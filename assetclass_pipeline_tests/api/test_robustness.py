@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 
 from assetclass_pipeline.api.access import LEAST_ROLES
 from assetclass_pipeline.api.connections import DatabaseConnection, run_cancellable
-from assetclass_pipeline.api.envelope import answer
+from assetclass_pipeline.api.envelope import answer, render
 from assetclass_pipeline.database import schema
 from assetclass_pipeline.model.token import Role
 from assetclass_pipeline.settings import load_settings
@@ -327,6 +327,20 @@ def test_two_processes_serve_the_same_tokens_and_log_no_secret(
         assert last["correlationId"]
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT"), "DATABASE_UNAVAILABLE"),
+        (psycopg.errors.FeatureNotSupported("cannot set read-write"), "DATABASE_UNAVAILABLE"),
+        (psycopg.errors.InsufficientPrivilege("permission denied"), "MARKET_TABLES_UNUSABLE"),
+    ],
+)
+def test_a_standby_and_a_missing_right_are_no_riddles(error: psycopg.Error, code: str) -> None:
+    rendered = render(error)
+    assert (rendered.status, rendered.code) == (503, code)
+    assert rendered.headers["Retry-After"]
+
+
 def test_a_port_in_use_is_named(market: Market, service: Service, tmp_path: Path) -> None:
     port = service.url.rpartition(":")[2]
     with (
@@ -355,6 +369,8 @@ def test_other_origins_are_let_in_only_where_the_settings_say_so(market: Market)
         said = service.ask("OPTIONS", "execute", headers=wanted)
         assert said.headers["Access-Control-Allow-Origin"] == "https://ours.example"
         assert said.headers["X-Correlation-ID"]
+        sent = {"Access-Control-Request-Headers": "prefer, if-none-match, idempotency-key"}
+        assert service.ask("OPTIONS", "execute", headers={**wanted, **sent}).status_code == 200
         other = service.ask("OPTIONS", "execute", headers={**wanted, "Origin": "https://x.example"})
         assert "Access-Control-Allow-Origin" not in other.headers
 

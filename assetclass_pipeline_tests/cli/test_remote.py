@@ -31,7 +31,7 @@ from assetclass_pipeline.monitoring.alert_store import judge
 from assetclass_pipeline_tests.api.service import Service, make_token, serving, wait_until
 from assetclass_pipeline_tests.api.test_operations import take_up
 from assetclass_pipeline_tests.cli.command import LONGEST, Command, Finished
-from assetclass_pipeline_tests.market import Bar, Market
+from assetclass_pipeline_tests.market import Bar, Market, open_market
 
 NOWHERE = "postgresql://u@127.0.0.1:1/nowhere"
 # What two answers to the same question need not have in common.
@@ -47,7 +47,8 @@ VARYING = {
     # Of what was rehearsed; more where it reaches the next page of the log.
     "walBytes",
 }
-TIME = re.compile(r"\d+(\.\d+)? (ms|s|min)\b|(?<= well )\d+")
+# And free disk, which whatever runs beside this test uses.
+TIME = re.compile(r"\d+(\.\d+)? (ms|s|min|[KMG]iB)\b|(?<= well )\d+")
 
 
 @dataclass
@@ -154,7 +155,13 @@ def test_what_only_looks_prints_the_same(terminal: Terminal, market: Market) -> 
         (["audit", "row", "-5"], 2),
         (["audit", "row", "4711"], 4),
         (["alerts", "ack", "4711"], 4),
+        (["alerts", "ack", "0"], 4),
+        (["alerts", "ack", "99999999999999999999"], 4),
         (["pause"], 4),
+        (["pause", ""], 4),
+        (["cancel", ""], 4),
+        (["resume", ""], 4),
+        (["rollback", "", "--reason", "why"], 4),
         (["resume", str(uuid4())], 4),
         (["rollback", str(uuid4()), "--reason", "why"], 4),
         (["preview", "--batch-size", "0"], 2),
@@ -171,6 +178,31 @@ def test_what_only_looks_prints_the_same(terminal: Terminal, market: Market) -> 
     text = terminal.there("metrics", "--prometheus").out
     assert "\nassetclass_operations_completed_total" in text
     assert terminal.there("metrics", "--prometheus", "--json").status == 2
+
+
+def test_health_without_a_token_says_that_it_knows_no_more(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # No daemon of Dagster's runs beside this test.
+    assert run(["health", "--api", service.url]) == 1
+    assert capsys.readouterr().out == "Something fails; --token-file shows what.\n"
+
+
+def test_a_key_may_hold_slashes(
+    database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_market(database_url, id_type="text") as market:
+        market.list_symbols(("BTC/USD", "CRYPTO")).add([Bar("BTC/USD/1", "BTC/USD")])
+        correct(market.dsn, market.settings, CorrectionRequest(str(uuid4()), CorrectionOptions()))
+        file = tmp_path / "token"
+        file.touch(0o600)
+        file.write_text(make_token(market.dsn))
+        with serving(market.dsn) as service:
+            flags = ("--api", service.url, "--token-file", str(file), "--json")
+            assert run(["audit", "row", "BTC/USD/1", *flags]) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert (found["id"], found["rows"][0]["now"]["assetClass"]) == ("BTC/USD/1", "CRYPTO")
+            assert run(["audit", "row", "BTC/USD", *flags]) == 4
 
 
 def test_an_alert_is_taken_on(terminal: Terminal, market: Market) -> None:

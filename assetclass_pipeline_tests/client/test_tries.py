@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from assetclass_pipeline.client import BASE_PATH, ApiError, ApiUnavailableError, AssetClassClient
-from assetclass_pipeline.client.calls import _segment
 from assetclass_pipeline.errors import (
     DatabaseUnavailableError,
     DeadlineExceededError,
@@ -286,22 +286,28 @@ def test_the_token_is_in_no_repr_and_no_error() -> None:
     assert repr(client) == f"AssetClassClient('{server.url}{BASE_PATH}')"
 
 
-@pytest.mark.parametrize("identity", ["a b", "1?x=2", "ü", "50%", "#1", "..x", "%2e%2e"])
+@pytest.mark.parametrize("identity", ["a b", "1?x=2", "ü", "50%", "#1", "..x", "%2e%2e", "BTC/USD"])
 def test_ids_arrive_as_they_are(identity: str) -> None:
     with asking(refused(404, "ROW_NOT_FOUND")) as (server, client), pytest.raises(RowNotFoundError):
         client.row_history(identity, symbol="A&B", timestamp="2024-01-01T00:00:00+00:00")
     path, _, query = server.asked[0].path.partition("?")
-    assert path == f"{BASE_PATH}/audit/rows/{_segment(identity)}"
+    assert path == f"{BASE_PATH}/audit/rows/{quote(identity, safe='')}"
     assert query == "symbol=A%26B&timestamp=2024-01-01T00%3A00%3A00%2B00%3A00"
 
 
-@pytest.mark.parametrize("identity", ["", ".", "..", "../status", "a/b"])
+@pytest.mark.parametrize("identity", ["", ".", "..", "../status", "a//b", "a/"])
 def test_ids_that_no_path_can_hold_do_not_become_other_calls(identity: str) -> None:
     with scripted(fine(IDLE)) as server, AssetClassClient(server.url) as client:
         with pytest.raises(OperationNotFoundError):
             client.operation(identity)
         with pytest.raises(RowNotFoundError):
             client.row_history(identity)
+    assert server.asked == []
+
+
+def test_no_operation_has_a_slash_in_its_id() -> None:
+    with asking(fine(IDLE)) as (server, client), pytest.raises(OperationNotFoundError):
+        client.operation("a/b")
     assert server.asked == []
 
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import http.server
+import re
 import socket
 import ssl
 import subprocess
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from assetclass_pipeline.database.embedded import EmbeddedServer
 from assetclass_pipeline.model.token import Role
+from assetclass_pipeline.settings import load_settings
 from assetclass_pipeline_tests.api.service import make_token, serving
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.debian import find_programs
@@ -40,6 +42,8 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         known = SESSION in self.headers.get("Cookie", "")
         asked = self.path == "/oauth2/auth"
         self.send_response(HTTPStatus.UNAUTHORIZED if asked and not known else HTTPStatus.OK)
+        if asked and known:
+            self.send_header("Set-Cookie", f"{SESSION}; Path=/; Secure; HttpOnly")
         said = f"{self.path} {self.headers.get('Upgrade')} {self.headers.get('Connection')}"
         self.send_header("Content-Length", str(len(said)))
         self.end_headers()
@@ -212,6 +216,11 @@ class TestApi:
         )
         assert answer.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
+    def test_a_scan_is_ended_by_the_api_and_not_by_the_proxy(self) -> None:
+        text = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+        shortest = min(int(seconds) for seconds in re.findall(r"proxy_read_timeout (\d+)s;", text))
+        assert shortest > load_settings().api.scan_deadline
+
     def test_metrics_stay_inside(self, proxy: Proxy) -> None:
         assert proxy.ask(API, "/metrics").status_code == HTTPStatus.NOT_FOUND
 
@@ -227,6 +236,12 @@ class TestWebPage:
     def test_whoever_is_logged_in_sees_the_page(self, proxy: Proxy) -> None:
         answer = proxy.ask(DAGSTER, "/runs", headers={"Cookie": SESSION})
         assert (answer.status_code, answer.text) == (HTTPStatus.OK, "/runs None None")
+
+    def test_a_renewed_session_reaches_the_browser(self, proxy: Proxy) -> None:
+        """Otherwise a refresh token that is good once is spent, and the next look is a login."""
+        answer = proxy.ask(DAGSTER, "/runs", headers={"Cookie": SESSION})
+        assert answer.headers["Set-Cookie"] == f"{SESSION}; Path=/; Secure; HttpOnly"
+        assert "max-age" in answer.headers["Strict-Transport-Security"]
 
     def test_websockets_pass(self, proxy: Proxy) -> None:
         headers = {"Cookie": SESSION, "Upgrade": "websocket", "Connection": "Upgrade"}

@@ -1,31 +1,46 @@
-"""Runbooks are true: each alert has its page, and commands, SQL, settings and links exist."""
+"""Pages are true: each alert has its runbook; commands, SQL, settings and links exist."""
 
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psycopg
 import pytest
 import typer
+from psycopg.types.json import Jsonb
 from typer.main import get_command, get_group
 
+from assetclass_pipeline.api.refusals import ACTION
 from assetclass_pipeline.cli.main import COMMANDS
+from assetclass_pipeline.cli.remote import API_FLAG, TOKEN_FILE_FLAG, to_the_front
 from assetclass_pipeline.model.alert import AlertType
+from assetclass_pipeline.model.audit import Action
 from assetclass_pipeline.settings import Settings
+from assetclass_pipeline_tests.engine.runs import correct_now
 from assetclass_pipeline_tests.market import open_market
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 RUNBOOKS = DOCS / "runbooks"
-PAGES = [*sorted(RUNBOOKS.glob("*.md")), DOCS / "health.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "deploy/sql/README.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
+# Elsewhere SQL has names in capitals, or makes a role.
+PAGES_WITH_SQL = [*sorted(RUNBOOKS.glob("*.md")), DOCS / "health.md"]
 
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-_INLINE = re.compile(r"`(assetclass [^`]+)`")
+_SHELL = ("console", "sh", "bash")
+_INDENTED = re.compile(r"^    (assetclass .+)$", re.MULTILINE)
+# Also over the end of a line, and with alternatives in a table.
+_INLINE = re.compile(r"(?<!`)`(assetclass\s[^`]+)`(?!`)")
+_WITHIN = re.compile(r"\$\((assetclass [^)]+)\)")
 _LINK = re.compile(r"\]\(([^)]+)\)")
-_SETTING = re.compile(r"ASSETCLASS_([A-Z_]+)")
+_SETTING = re.compile(r"ASSETCLASS_([A-Z]+(?:_+[A-Z]+)*)")
 
 
 @dataclass(frozen=True)
@@ -39,23 +54,43 @@ class Said:
         return f"{self.page}: {self.line}"
 
 
-def blocks(page: Path, language: str) -> Iterator[str]:
+def blocks(page: Path, *languages: str) -> Iterator[str]:
     for name, body in _FENCE.findall(page.read_text(encoding="utf-8")):
-        if name == language:
+        if name in languages:
             yield body
+
+
+def lines(page: Path) -> Iterator[str]:
+    """Every command line of a page, as somebody would type it."""
+    text = page.read_text(encoding="utf-8")
+    for body in blocks(page, *_SHELL):
+        for line in body.splitlines():
+            yield line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
+    prose = _FENCE.sub("", text)
+    yield from _WITHIN.findall(text)
+    yield from _INDENTED.findall(prose)
+    for said in _INLINE.findall(prose):
+        first, *others = " ".join(said.split()).split(" \\| ")
+        yield first
+        yield from (f"assetclass {first.split()[1]} {other}" for other in others)
 
 
 def commands() -> Iterator[Said]:
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        lines = [line.strip() for body in blocks(page, "console") for line in body.splitlines()]
-        lines += _INLINE.findall(_FENCE.sub("", text))
-        yield from (Said(page.name, line) for line in lines if line.startswith("assetclass "))
+        for line in lines(page):
+            if line.startswith("assetclass "):
+                yield Said(str(page.relative_to(ROOT)), line)
 
 
 def problem(line: str) -> str | None:
     """What the command line of a page would complain of; None when it would run."""
-    _, name, *rest = shlex.split(line.partition(" | ")[0].partition("  #")[0])
+    alone = re.split(r" [|>] |  +#", line)[0].translate({ord("["): "", ord("]"): "", ord("…"): "X"})
+    words = to_the_front(shlex.split(alone.replace("...", ""))[1:])
+    while words and words[0] in {API_FLAG, TOKEN_FILE_FLAG}:
+        del words[:2]
+    if not words or "--help" in words:
+        return None
+    name, *rest = words
     if name not in COMMANDS:
         return f"no command {name}"
     place = COMMANDS[name]
@@ -121,12 +156,10 @@ def test_every_page_is_in_the_index() -> None:
 
 @pytest.mark.parametrize("said", sorted(set(commands()), key=str), ids=str)
 def test_every_command_exists(said: Said) -> None:
-    line = said.line
     # A command may be mentioned without the argument that only its example has.
-    complaint = problem(line)
-    assert complaint is None or (
-        complaint.startswith("0 arguments") and len(shlex.split(line)) == 2
-    ), complaint
+    complaint = problem(said.line)
+    is_mentioned = re.fullmatch(r"assetclass( [a-z-]+)+", said.line) is not None
+    assert complaint is None or (complaint.startswith("0 arguments") and is_mentioned), complaint
 
 
 @pytest.mark.parametrize(
@@ -139,6 +172,9 @@ def test_every_command_exists(said: Said) -> None:
         ("assetclass rollback ID --reason", "--reason needs a value"),
         ("assetclass backups hold --reason TEXT", "0 arguments, 1 to 1 are taken"),
         ("assetclass status --json | jq .", None),
+        ("assetclass alerts list [--all] [--limit N]", None),
+        ("assetclass --api URL --token-file F alerts fly", "no command alerts fly"),
+        ("assetclass tokens create --name me --role admin > token", None),
     ],
 )
 def test_the_check_of_commands_checks(line: str, complaint: str | None) -> None:
@@ -150,7 +186,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in _LINK.findall(page.read_text(encoding="utf-8")):
         if link.startswith("https://"):
@@ -162,17 +198,58 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def exists(setting: str) -> bool:
-    first, _, rest = setting.lower().partition("__")
-    field = Settings.model_fields.get(first)
-    if field is None:
-        return False
-    return not rest or rest in getattr(field.annotation, "model_fields", {})
+    """Whether a variable sets something, or is the beginning of one that does."""
+    kind: Any = Settings
+    for name in setting.lower().split("__"):
+        models = [kind, *get_args(kind)]
+        fields: Mapping[str, Any] = next(
+            (m.model_fields for m in models if hasattr(m, "model_fields")), {}
+        )
+        if name not in fields:
+            return False
+        kind = fields[name].annotation
+    return True
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    ("setting", "is_one"),
+    [
+        ("HOME", True),
+        ("API__OIDC__ROLES", True),
+        ("API", True),
+        ("API__OIDC__FLY", False),
+        ("FLY", False),
+        ("HOME__FLY", False),
+    ],
+)
+def test_the_check_of_settings_checks(setting: str, is_one: bool) -> None:
+    assert exists(setting) is is_one
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_setting_exists(page: Path) -> None:
     for setting in _SETTING.findall(page.read_text(encoding="utf-8")):
         assert exists(setting), setting
+
+
+@pytest.mark.parametrize("found_by", ["the verification", "the drill"])
+def test_a_failed_drill_is_found(database_url: str, found_by: str) -> None:
+    """The drill tries more than the verification, which may have passed."""
+    failed = {"passed": False, "problems": ["it failed"]}
+    passed = {"passed": True, "problems": []}
+    verification = failed if found_by == "the verification" else {**passed, "drill": failed}
+    with open_market(database_url) as market:
+        market.fill(20)
+        good, bad = correct_now(market, target_symbols=["S1"]), correct_now(market)
+        for operation, found in ((good, {**passed, "drill": passed}), (bad, verification)):
+            market.execute(
+                "UPDATE assetclass.backup SET verification = %s WHERE correction_id = %s",
+                values=[Jsonb(found), operation.correction_id],
+            )
+        (statement,) = blocks(RUNBOOKS / "recovery-drill-failed.md", "sql")
+        (row,) = market.connection.execute(statement.encode()).fetchall()
+    assert str(row[0]) == bad.correction_id
+    assert "it failed" in str(row)
 
 
 def test_every_statement_runs(database_url: str) -> None:
@@ -181,9 +258,15 @@ def test_every_statement_runs(database_url: str) -> None:
             "CREATE TABLE market_data_backup_YYYYMMDD_HHMMSS (id int, asset_class text)"
         )
         ran = 0
-        for page in PAGES:
+        for page in PAGES_WITH_SQL:
             for body in blocks(page, "sql"):
                 statement = body.replace("CORRECTION_ID", "11111111-2222-4333-8444-555555555555")
                 session.execute(statement.encode())
                 ran += 1
         assert ran >= 10
+
+
+def test_every_action_of_the_audit_log_is_explained() -> None:
+    page = (DOCS / "audit.md").read_text(encoding="utf-8")
+    recorded = {*Action, ACTION}
+    assert not {action for action in recorded if f"`{action}`" not in page}

@@ -155,6 +155,14 @@ class TestPause:
             ask_to_pause(connection, market.settings, request.correction_id, by="anna")
             correction.wait_for(lambda o: o.status is Status.PAUSED)
             assert named_or_active(connection, market.settings, None) == request.correction_id
+            # A script whose variable is empty means no operation, and not the one that runs.
+            with pytest.raises(OperationNotFoundError):
+                ask_to_cancel(
+                    connection,
+                    market.settings,
+                    named_or_active(connection, market.settings, ""),
+                    by="eve",
+                )
             with pytest.raises(AssetClassError) as refused:
                 correct_now(market)
             assert refused.value.exit_status == 3

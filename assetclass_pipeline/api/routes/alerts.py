@@ -5,7 +5,7 @@ Belongs here: what may be asked and said. Does not: the life of an alert.
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, StringConstraints
 
 from assetclass_pipeline.api.access import Caller, require
@@ -18,8 +18,6 @@ from assetclass_pipeline.monitoring import alert_store
 from assetclass_pipeline.settings import Settings
 
 router = APIRouter(tags=["watch"])
-
-_LARGEST_ID = 2**63 - 1
 
 
 class Alerts(WireModel):
@@ -60,7 +58,7 @@ def acknowledge(
     request: Request,
     caller: Annotated[Caller, require(Role.OPERATOR)],
     connection: DatabaseConnection,
-    alert_id: Annotated[int, Path(ge=1, le=_LARGEST_ID)],
+    alert_id: int,
     said: Acknowledgement | None = None,
 ) -> Response:
     """Take an alert on: nobody is reminded of it any more, until it is reopened."""

@@ -19,12 +19,13 @@ router = APIRouter(tags=["watch"])
 _LONGEST = 200
 
 
-@router.get("/audit/rows/{row_id}", response_model=Envelope[RowHistory])
+# A key may hold slashes, like BTC/USD.
+@router.get("/audit/rows/{row_id:path}", response_model=Envelope[RowHistory])
 def history_of_row(
     request: Request,
     _caller: Annotated[Caller, require(Role.VIEWER)],
     connection: DatabaseConnection,
-    row_id: Annotated[str, Path(max_length=_LONGEST, examples=["4711"])],
+    row_id: Annotated[str, Path(min_length=1, max_length=_LONGEST, examples=["4711"])],
     symbol: Annotated[
         str | None,
         Query(max_length=_LONGEST, description="where several rows have this id: of this symbol"),

@@ -12,6 +12,7 @@ from functools import cache
 from html import escape
 from typing import Any
 
+import psycopg
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -63,7 +64,7 @@ def page(request: Request) -> HTMLResponse:
         _require_viewer(request)
         with connections.borrowed() as connection:
             content = _page(connection, connections.settings)
-    except AssetClassError as error:
+    except (AssetClassError, psycopg.OperationalError) as error:
         return _refused(error)
     return HTMLResponse(content)
 
@@ -93,7 +94,7 @@ def _with_bearer(request: Request) -> Request:
     return Request({**request.scope, "headers": [*others, (b"authorization", bearer)]})
 
 
-def _refused(error: AssetClassError) -> HTMLResponse:
+def _refused(error: AssetClassError | psycopg.OperationalError) -> HTMLResponse:
     rendered = render(error)
     headers = dict(rendered.headers)
     said = rendered.message
@@ -103,8 +104,11 @@ def _refused(error: AssetClassError) -> HTMLResponse:
             "This page needs a token: any user name, and the token as the password. `assetclass "
             "tokens create --name NAME --role viewer` makes one."
         )
+    # What passes by itself leaves no dead page on the screen of whoever watches.
+    again = headers.get("Retry-After")
+    refresh = "" if again is None else f'<meta http-equiv="refresh" content="{again}">'
     return HTMLResponse(
-        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{refresh}'
         f'<meta name="color-scheme" content="light dark"><title>AssetClass pipeline</title>'
         f'<p style="font:16px/1.5 system-ui;margin:3rem auto;max-width:40rem">{escape(said)}</p>',
         rendered.status,
