@@ -130,6 +130,7 @@ def _prepared(
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(_only_one_in(home, settings.webserver_port))
         _end_leftovers(state, report)
+        _require_two_ports(settings)
         _require_free_port(settings.webserver_port, "the web page", "ASSETCLASS_WEBSERVER_PORT")
         _require_free_port(settings.api_port, "the API", "ASSETCLASS_API_PORT")
         directory = stack.enter_context(_private_directory())
@@ -284,6 +285,15 @@ def _end_leftovers(state: Path, report: Report) -> None:
     directory = Path(before.get("directory", ""))
     if is_code_server_directory(directory):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _require_two_ports(settings: Settings) -> None:
+    # Each of them is free, so only the second service would meet the first, after all others.
+    if settings.webserver_port == settings.api_port:
+        raise ServicesError(
+            f"The web page and the API cannot both have port {settings.api_port}. Choose another "
+            f"for one of them: ASSETCLASS_API_PORT={settings.api_port + 1}."
+        )
 
 
 def _require_free_port(port: int, what: str, setting: str) -> None:

@@ -20,6 +20,7 @@ from assetclass_pipeline.defs.resources import MarketDatabase
 from assetclass_pipeline.engine.analysis import QualityPoint
 from assetclass_pipeline.engine.reference import check_reference
 from assetclass_pipeline.model.alert import AlertType
+from assetclass_pipeline.model.backup import Backup, BackupState
 from assetclass_pipeline.model.excess import excess
 from assetclass_pipeline.model.operation import Operation, Proof
 from assetclass_pipeline.model.quality import IntegrityReport, Level, Limits, Thresholds
@@ -287,6 +288,16 @@ def backup_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     )
 
 
+_ALTERED_BEFORE: Final = (
+    "Somebody wrote to the backup table. Nothing was corrected: drop no table, find out who, then "
+    "start a new correction, which makes its own backup."
+)
+_ALTERED_SINCE: Final = (
+    "Somebody wrote to the backup table after the correction. Drop no table and find out who; "
+    "`assetclass backups verify` says what it can still restore."
+)
+
+
 def backup_result(
     asset: dg.AssetKey, operation: Operation, found: int, settings: Settings
 ) -> dg.AssetCheckResult:
@@ -297,8 +308,7 @@ def backup_result(
         metadata |= {
             "correction_id": operation.correction_id,
             "backup_table": operation.backup_table or "none",
-            "what_to_do": "Somebody wrote to the backup table. Nothing was corrected: drop no "
-            "table, find out who, then start a new correction, which makes its own backup.",
+            "what_to_do": _ALTERED_SINCE if operation.records_corrected else _ALTERED_BEFORE,
             "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
         }
     return dg.AssetCheckResult(
@@ -307,6 +317,32 @@ def backup_result(
         passed=found == planned,
         severity=ERROR,
         description=f"{found:,} rows in the backup table, {planned:,} planned",
+        metadata=metadata,
+    )
+
+
+def dropped_backup_result(
+    asset: dg.AssetKey, operation: Operation, backup: Backup, settings: Settings
+) -> dg.AssetCheckResult:
+    """A backup that is there no more: the cleanup may drop it, and nobody else."""
+    by_hand = backup.state is BackupState.DROPPED_BY_HAND
+    metadata: Metadata = {
+        "records_planned": operation.records_planned or 0,
+        "correction_id": operation.correction_id,
+        "backup_table": backup.table_name,
+    }
+    if by_hand:
+        metadata |= {
+            "what_to_do": "Find out who dropped it: this operation cannot be rolled back, and its "
+            "rows are in no archive. Where they are needed, restore a dump of the database.",
+            "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
+        }
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=BACKUP_IS_COMPLETE,
+        passed=not by_hand,
+        severity=ERROR,
+        description=f"the backup table {backup.why}",
         metadata=metadata,
     )
 

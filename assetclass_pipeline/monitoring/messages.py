@@ -229,15 +229,20 @@ def message_of(alert: Alert, occasion: str, around: Surroundings) -> Message:
 
 def advice_for(alert: Alert, status: str | None = None) -> Advice:
     """The next step for an alert; `status` is its operation's, where not as when it was found."""
-    known = status or str(alert.details.get("status", ""))
+    known = status or _status_found(alert)
     return ADVICE_BY_STATUS.get(alert.alert_type, {}).get(known, ADVICE[alert.alert_type])
+
+
+def _status_found(alert: Alert) -> str:
+    # What others' checks call a status may be anything.
+    return str(alert.details.get("status", ""))
 
 
 def _advice_now(alert: Alert, around: Surroundings) -> Advice:
     active = around.active
     if active is not None and active.correction_id == alert.correction_id:
         return advice_for(alert, active.status)
-    return advice_for(alert, _ENDED if alert.details.get("status") in ACTIVE else None)
+    return advice_for(alert, _ENDED if _status_found(alert) in ACTIVE else None)
 
 
 def one_line(said: str, most: int) -> str:
@@ -350,7 +355,8 @@ def _place(place: object) -> str:
     records = place.get("records")
     damaged = place.get("damaged")
     if damaged is None and "missing" in place:
-        damaged = place["missing"] + place.get("mismatched", 0)
+        parts = (place["missing"], place.get("mismatched"))
+        damaged = sum(part for part in parts if isinstance(part, int))
     said = ["(no symbol)" if name is None else str(name)]
     if damaged:
         said.append(f"{_scalar(damaged)} of {_scalar(records)}")

@@ -139,7 +139,8 @@ def _score_plot(name: str, scores: list[ScorePoint], limits: Thresholds) -> str:
 
 
 def _performance_plots(report: PerformanceReport) -> dict[str, str]:
-    days = [day.day[5:] for day in report.days]
+    within_a_year = report.period.length <= timedelta(days=365)
+    days = [day.day[5:] if within_a_year else day.day for day in report.days]
     succeeded = [float(day.succeeded) for day in report.days]
     others = [float(day.operations - day.succeeded) for day in report.days]
     records = [float(day.records_corrected) for day in report.days]

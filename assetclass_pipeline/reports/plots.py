@@ -21,6 +21,8 @@ _HALF, _WHOLE = (5.2, 2.5), (10.6, 3.0)
 _AT_MOST = 5
 # Up to here a bar's axis counts one by one: there is no half operation.
 _FEW = 5
+# More letters of names do not fit below the bars of half a page.
+_MOST_LETTERS = 40
 # Stand-ins that become the page's own colours, which differ in light and dark.
 _INK, _FAINT, _LIMIT = "#010101", "#020202", "#030303"
 _LINES = ("#0a0101", "#0a0202", "#0a0303", "#0a0404")
@@ -105,10 +107,14 @@ def bar_plot(
     if not any(sum(values) for _, values in parts):
         return ""
     figure, axes = _figure(_HALF)
+    # Placed by number: bars of one name would stand in one place.
+    places = range(len(names))
     below = [0.0] * len(names)
     for (name, values), colour in zip(parts, _LINES, strict=False):
-        axes.bar(list(names), list(values), bottom=below, width=0.6, color=colour, label=name)
+        axes.bar(places, list(values), bottom=below, width=0.6, color=colour, label=name)
         below = [low + value for low, value in zip(below, values, strict=True)]
+    every = -(-len(names) * max(map(len, names)) // _MOST_LETTERS)
+    axes.set_xticks(places[::every], list(names[::every]))
     if max(below) <= _FEW:
         axes.set_yticks(range(math.ceil(max(below)) + 1))
     return _svg(figure, axes, unit)

@@ -386,6 +386,13 @@ def test_a_busy_port_is_refused_before_anything_starts(settings: Settings, servi
     assert not (settings.home / "postgres").exists()
 
 
+def test_one_port_for_two_services_is_refused_before_anything_starts(settings: Settings) -> None:
+    with up(settings.model_copy(update={"api_port": settings.webserver_port})) as started:
+        assert started.process.wait(_PATIENCE) == 1
+    assert f"cannot both have port {settings.webserver_port}" in "".join(started.said)
+    assert not (settings.home / "postgres").exists()
+
+
 def test_leftovers_of_a_killed_up_and_guard_are_ended_by_the_next(settings: Settings) -> None:
     mark = uuid.uuid4().hex
     leftover = _sleeper({MARK_VARIABLE: mark})

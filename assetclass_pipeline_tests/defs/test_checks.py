@@ -123,6 +123,42 @@ def test_an_incomplete_backup_stops_the_correction(pipeline: Pipeline) -> None:
     assert pipeline.operation(parked.run_id).status is Status.PLANNED
 
 
+def test_a_backup_of_long_ago_may_be_gone_by_the_cleanup_and_by_nobody_else(
+    pipeline: Pipeline,
+) -> None:
+    """Asked for alone, the check looks at the newest correction, however old that is."""
+
+    def checked() -> tuple[bool, str, str]:
+        key = dg.AssetCheckKey(dg.AssetKey(BACKUP), "backup_is_complete")
+        result = pipeline.launch(job="__ASSET_JOB", checks=[key])
+        found = checks_of(result)[(BACKUP, key.name)]
+        assert result.success is found.passed
+        to_do = found.metadata.get("what_to_do")
+        return found.passed, found.description or "", str(to_do.value) if to_do else ""
+
+    market = pipeline.market
+    market.add(bars(1000, 5, "AAPL", None))
+    result = pipeline.launch()
+    assert result.success, failure(result)
+    assert checked() == (True, "5 rows in the backup table, 5 planned", "")
+
+    backup = market.backup_tables()[0]
+    market.execute(f"DELETE FROM {backup} WHERE seq = 3")  # noqa: S608
+    passed, said, to_do = checked()
+    assert (passed, said) == (False, "4 rows in the backup table, 5 planned")
+    assert "after the correction" in to_do
+
+    market.execute(f"DROP TABLE {backup}")
+    passed, said, to_do = checked()
+    assert (passed, "dropped by hand" in said) == (False, True), said
+    assert "who dropped it" in to_do
+
+    market.execute("UPDATE assetclass.backup SET drop_reason = 'expired', dropped_by = 'cleanup'")
+    passed, said, to_do = checked()
+    assert (passed, to_do) == (True, "")
+    assert said.startswith("the backup table was dropped: expired; its rows are in")
+
+
 def test_no_row_lost_or_invented(pipeline: Pipeline) -> None:
     """It passes after a correction; asked for alone it looks at the newest correction again."""
     key = dg.AssetCheckKey(dg.AssetKey(CORRECTED), "no_row_lost_or_invented")

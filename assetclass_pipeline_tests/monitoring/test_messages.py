@@ -6,6 +6,8 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
 from assetclass_pipeline.cli.main import COMMANDS
@@ -304,6 +306,45 @@ def test_the_worst_places_and_what_to_do_have_lines_of_their_own(settings: Setti
 )
 def test_a_place_as_each_rule_names_it(place: object, said: str) -> None:
     assert worst({"worstSymbols": [place]}) == [("worst symbols", said)]
+
+
+# Names that mean something here; whoever reports an evaluation may give them to anything.
+_FAILED_CHECK = (AlertType.ASSET_CHECK_FAILED, "opened")
+_NAMES = st.sampled_from(
+    [
+        *(
+            "value",
+            "limit",
+            "unit",
+            "baseline",
+            "status",
+            "whatToDo",
+            "worstSymbols",
+            "worstMonths",
+        ),
+        *("symbol", "month", "records", "missing", "mismatched", "damaged", "errorCode", "x"),
+    ]
+)
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(_NAMES, part, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(_NAMES, _ANYTHING, max_size=6),
+    st.sampled_from(AlertType),
+    st.sampled_from(["opened", "reminder 2", "resolved 1"]),
+)
+@example({"worstSymbols": [{"missing": "many", "mismatched": 1}]}, *_FAILED_CHECK)
+@example({"status": ["failed"]}, *_FAILED_CHECK)
+def test_whatever_an_evaluation_carries_can_be_told(
+    details: dict[str, Any], alert_type: AlertType, occasion: str
+) -> None:
+    """A message that could not be written would hold up those of other alerts too."""
+    alert = an_alert(alert_type, details=details)
+    assert message_of(alert, occasion, around(load_settings())).body
 
 
 @pytest.mark.parametrize("alert_type", AlertType)

@@ -1,5 +1,6 @@
 """Pages: their structure, that they are whole in themselves, and that no text becomes markup."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from assetclass_pipeline.reports.files import json_of, store, write_page
 from assetclass_pipeline.reports.key_numbers import key_numbers, remarks
 from assetclass_pipeline.reports.pages import Report, name_of, page
 from assetclass_pipeline.reports.performance import performance_report
+from assetclass_pipeline.reports.plots import bar_plot
 from assetclass_pipeline.reports.quality import quality_report
 from assetclass_pipeline_tests.engine.runs import report_of, tables_of
 from assetclass_pipeline_tests.market import Bar, Market
@@ -157,6 +159,24 @@ def test_plots_take_the_pages_colours(history: Market) -> None:
 
 def with_directory(market: Market, directory: Path) -> Any:
     return market.settings.model_copy(update={"reports_directory": directory})
+
+
+def test_each_day_of_a_long_period_has_a_bar_of_its_own_and_some_have_a_name() -> None:
+    # The same day of two years, say.
+    names = [f"{number % 300}" for number in range(600)]
+    drawn = bar_plot(names, [("rows", [1.0] * 600)], unit="rows a day")
+    bars = re.findall(r'<path d="M ([\d.]+) [\d.]+ *\n', drawn)
+    assert len(set(bars)) >= 600
+    # Beside them are only the title and the few numbers of the axis.
+    assert drawn.count("<text") <= 24
+
+
+def test_days_of_several_years_are_told_apart(history: Market) -> None:
+    with connect(history.dsn, history.settings, purpose="test") as connection:
+        report = performance_report(
+            connection, history.settings, since=datetime(2024, 1, 1, tzinfo=UTC)
+        )
+    assert ">2024-01-01<" in page(report, history.settings)
 
 
 def test_files_stand_side_by_side_and_none_is_overwritten(history: Market, tmp_path: Path) -> None:

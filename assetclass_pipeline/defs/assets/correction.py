@@ -19,6 +19,7 @@ from assetclass_pipeline.defs.checks import (
     NO_ROW_LOST_OR_INVENTED,
     backup_check_spec,
     backup_result,
+    dropped_backup_result,
     not_computed,
     or_not_computed,
     proof_check_spec,
@@ -37,6 +38,7 @@ from assetclass_pipeline.defs.resources import (
     MarketDatabase,
 )
 from assetclass_pipeline.defs.runs import Materialized, ProgressLog, request_of
+from assetclass_pipeline.engine.backups import list_backups
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct, plan
 from assetclass_pipeline.engine.operations import operation_status, proof
 from assetclass_pipeline.engine.planned_months import PlannedMonth, planned_months
@@ -225,6 +227,14 @@ class _Step:
         found = sum(month.planned for month in self._planned_months(operation).values())
         return backup_result(MARKET_DATA_BACKUP, operation, found, self.settings)
 
+    def _kept_backup_result(self, operation: Operation) -> dg.AssetCheckResult:
+        """Of an operation that may have ended long ago: its backup may rightly be gone."""
+        backups = list_backups(self.connection, self.settings).backups
+        kept = next((one for one in backups if one.correction_id == operation.correction_id), None)
+        if kept is None or kept.dropped_at is None:
+            return self._backup_result(operation)
+        return dropped_backup_result(MARKET_DATA_BACKUP, operation, kept, self.settings)
+
     def _proved(self, correction_id: str) -> Iterator[dg.AssetCheckResult]:
         names = [NO_ROW_LOST_OR_INVENTED]
         yield from or_not_computed(
@@ -273,5 +283,5 @@ class _Step:
                 "corrected_market_data first."
             )
         if ended[0].backup_table:
-            yield self._backup_result(ended[0])
+            yield self._kept_backup_result(ended[0])
         yield from self._proved(ended[0].correction_id)
