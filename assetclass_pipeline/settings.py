@@ -1,11 +1,12 @@
 """Every `ASSETCLASS_*` setting: the only module that reads the environment."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -69,7 +70,8 @@ class Channel(BaseModel):
     Level 1 is told at once; level 2 and 3 when nobody of the level before has acknowledged in time.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # A misspelt `severities` would let a pager hear of everything.
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=60, pattern=r"^[\w.-]+$")
     url: SecretStr
@@ -406,12 +408,28 @@ def _prefix() -> str:
 
 
 def _sets(variable: str, name: str) -> bool:
-    field, _, part = variable.lower().removeprefix(_prefix().lower()).partition("__")
-    if field != name:
-        return False
-    kind = Settings.model_fields[name].annotation
-    nested = isinstance(kind, type) and issubclass(kind, BaseModel)
-    return not (part and nested) or part.partition("__")[0] in kind.model_fields  # type: ignore[union-attr] # nested says so
+    field, *parts = variable.lower().removeprefix(_prefix().lower()).split("__")
+    return field == name and _has(Settings.model_fields[name].annotation, parts)
+
+
+def _has(kind: object, parts: Sequence[str]) -> bool:
+    """Whether a setting of this type has such a part, at whatever depth."""
+    if not parts:
+        return True
+    # One that may be unset is its type, or None.
+    nested = next(
+        (
+            one
+            for one in (kind, *get_args(kind))
+            if isinstance(one, type) and issubclass(one, BaseModel)
+        ),
+        None,
+    )
+    if nested is None:
+        # A list or a table: what its parts are called is its own business.
+        return True
+    field = nested.model_fields.get(parts[0])
+    return field is not None and _has(field.annotation, parts[1:])
 
 
 def load_settings(**overrides: object) -> Settings:

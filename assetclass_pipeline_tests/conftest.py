@@ -1,13 +1,15 @@
 """Fixtures for every test: a PostgreSQL server per test process, a fresh database per test.
 
 A test that asks for `database_url` runs on PostgreSQL 18 from the wheel. Marked with
-`every_postgres` it also runs on the system's version, where one is installed.
+`every_postgres` it also runs on the system's version, where one is installed. With
+`--postgres-bin DIRECTORY` all of them run on the PostgreSQL there instead.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -19,6 +21,7 @@ from assetclass_pipeline.database import schema
 from assetclass_pipeline.database.embedded import (
     Binaries,
     EmbeddedServer,
+    binaries_in,
     find_binaries,
     system_binaries,
 )
@@ -55,7 +58,13 @@ def pytest_configure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options that say how much is tried."""
+    """Options that say how much is tried, and on what."""
+    parser.addoption(
+        "--postgres-bin",
+        action="append",
+        type=Path,
+        help="run on the PostgreSQL whose programs are in this directory; may stand several times",
+    )
     fault_table.add_option(parser)
     case_count.add_option(parser)
 
@@ -73,18 +82,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     case_count.print_summary(terminalreporter)
 
 
-def _every_binaries() -> list[Binaries]:
+def _every_binaries(directories: list[Path] | None) -> list[Binaries]:
+    if directories:
+        return [_binaries_in(directory) for directory in directories]
     preferred = find_binaries()
     system = system_binaries()
     other_version = system is not None and system.major != preferred.major
     return [preferred, system] if other_version and system is not None else [preferred]
 
 
+def _binaries_in(directory: Path) -> Binaries:
+    binaries = binaries_in(directory, "system")
+    if binaries is None:
+        raise pytest.UsageError(f"--postgres-bin: no PostgreSQL that runs here is in {directory}")
+    return binaries
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests marked `every_postgres` on each version, all others on the preferred one."""
     if "postgres_binaries" not in metafunc.fixturenames:
         return
-    versions = _every_binaries()
+    versions = _every_binaries(metafunc.config.getoption("postgres_bin"))
     if not any(metafunc.definition.iter_markers("every_postgres")):
         versions = versions[:1]
     metafunc.parametrize(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from assetclass_pipeline.cli.presentation import bullets, count, facts, section, table
 from assetclass_pipeline.model.alert import AlertStatus, Severity
-from assetclass_pipeline.monitoring.messages import ADVICE, numbers, spoken, to_do, worst
+from assetclass_pipeline.monitoring.messages import advice_for, numbers, spoken, to_do, worst
 
 if TYPE_CHECKING:
     from assetclass_pipeline.model.alert import (
@@ -215,8 +215,8 @@ def _what(event: "AlertEvent") -> str:
 
 
 def _steps(alert: "Alert", settings: "Settings") -> Iterator[str]:
-    advice = ADVICE[alert.alert_type]
-    yield to_do(alert)
+    advice = advice_for(alert)
+    yield to_do(alert, advice)
     yield f"Look: {_command(advice.look, alert)}"
     yield f"Act: {_command(advice.act, alert)}"
     yield f"Runbook: {settings.alerts.runbooks_url.rstrip('/')}/{alert.alert_type.runbook}"

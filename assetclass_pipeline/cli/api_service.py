@@ -3,6 +3,7 @@
 Belongs here: what the supervisor needs to know of it. Does not: serving (api/serve.py).
 """
 
+import http.client
 import urllib.error
 import urllib.request
 
@@ -39,6 +40,6 @@ def _answers(url: str) -> bool:
         opener.open(url, timeout=_ANSWER_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()
-    except (OSError, ValueError):
+    except (OSError, http.client.HTTPException, ValueError):
         return False
     return True

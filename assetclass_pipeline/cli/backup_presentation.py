@@ -147,10 +147,12 @@ def show_restored(console: Console, restored: "RestoredArchive") -> None:
     """Where the rows of an archive are now."""
     proof = "proved by the checksum of the table that was dropped"
     unproved = "the dropped table had no checksum; that of the file is right"
+    schema, _, name = restored.table.partition(".")
     console.print(
         f"{restored.table} holds {count(restored.records)} rows of operation "
-        f"{restored.correction_id}, {proof if restored.proved else unproved}. Drop it when it is "
-        "not needed any more.",
+        f"{restored.correction_id}, {proof if restored.proved else unproved}. `psql -X -f "
+        f"deploy/sql/roll_back.sql -v backup_schema={schema} -v backup_table={name} -v dry_run=on` "
+        "shows what would be put back from it. Drop it when it is not needed any more.",
         soft_wrap=True,
     )
 

@@ -3,12 +3,12 @@
 Belongs here: their commands and questions to them. Does not: keeping them alive.
 """
 
+import http.client
 import json
 import os
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -180,7 +180,8 @@ def _ask(url: str) -> dict[str, Any] | None:
             request, timeout=_ANSWER_SECONDS
         ) as answer:
             data = json.load(answer).get("data")
-    except (OSError, urllib.error.URLError, ValueError):
+    except (OSError, http.client.HTTPException, ValueError):
+        # Not there, not an answer of its own, or it ended in the middle of one.
         return None
     return data if isinstance(data, dict) else None
 

@@ -46,8 +46,10 @@ class StopSignals:
     @contextlib.contextmanager
     def installed(self) -> Iterator["StopSignals"]:
         """Signals of this process are counted instead of ending it."""
-        names = ("SIGINT", "SIGTERM", "SIGHUP")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # With `nohup` it is ignored already, and is to be: the end of the terminal ends nothing.
+        if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, self._received) for number in numbers}
         try:
             yield self
@@ -107,7 +109,8 @@ class Supervisor:
     Every process gets the mark in its environment and a session of its own, so that Ctrl-C in the
     terminal reaches the supervisor alone, which then stops them in order. A service that ends is
     started again up to `restarts` times, first after `first_wait` seconds, then after twice as long
-    each time. A log that grows beyond `largest_log` bytes is moved aside.
+    each time. A log that grows beyond `largest_log` bytes is moved aside. `look_around` is called
+    again and again meanwhile, for what is watched and is no service.
     """
 
     stages: Sequence[Sequence[Service]]
@@ -119,6 +122,7 @@ class Supervisor:
     restarts: int = 5
     first_wait: float = 1.0
     largest_log: int = 50_000_000
+    look_around: Callable[[], None] = lambda: None
     _running: list[_Running] = field(default_factory=list)
 
     def start(self) -> None:
@@ -126,7 +130,6 @@ class Supervisor:
 
         Raises ServicesError when one ends or does not get ready in time, StopRequested on a signal.
         """
-        self.logs.mkdir(parents=True, exist_ok=True)
         for stage in self.stages:
             fresh = [self._launch(service) for service in stage]
             self._running.extend(fresh)
@@ -141,6 +144,7 @@ class Supervisor:
         with contextlib.suppress(StopRequested):
             while True:
                 self.signals.sleep()
+                self.look_around()
                 for running in self._running:
                     self._look_after(running)
 
@@ -161,6 +165,7 @@ class Supervisor:
 
     def _launch(self, service: Service, *, fresh_log: bool = True) -> _Running:
         path = self.log_path(service)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if fresh_log and path.exists():
             path.replace(self._log_before(service))
         if service.before_start is not None:
@@ -238,8 +243,7 @@ class Supervisor:
     def _end(self, together: list[_Running]) -> None:
         living = [running for running in together if running.process.poll() is None]
         for running in living:
-            if running.service.before_stop is not None:
-                running.service.before_stop()
+            self._prepare_stop(running.service)
             running.process.terminate()
         asked = time.monotonic()
         for running in living:
@@ -250,12 +254,27 @@ class Supervisor:
                     running.process.wait()
                 time.sleep(_STOP_POLL_SECONDS)
 
+    def _prepare_stop(self, service: Service) -> None:
+        if service.before_stop is None:
+            return
+        try:
+            service.before_stop()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others must be stopped
+            self.report(f"Before the {service.name} is stopped: {type(error).__name__}: {error}")
+
     def _limit_log(self, service: Service) -> None:
+        """Move a log aside that has grown too large; nothing stops because that cannot be done."""
         path = self.log_path(service)
-        if path.stat().st_size > self.largest_log:
-            # Copied, not moved: the service keeps writing to the file that it was given.
-            shutil.copyfile(path, self._log_before(service))
-            os.truncate(path, 0)
+        # Somebody may have removed it: then the service writes where nobody can see it.
+        with contextlib.suppress(OSError):
+            if path.stat().st_size <= self.largest_log:
+                return
+            # Copied, not moved: the service keeps writing to the file that it was given. On a full
+            # disk what cannot be copied goes all the same, which makes room.
+            try:
+                shutil.copyfile(path, self._log_before(service))
+            finally:
+                os.truncate(path, 0)
 
     def _log_before(self, service: Service) -> Path:
         return self.log_path(service).with_suffix(".1.log")
@@ -265,7 +284,10 @@ class Supervisor:
 
     def _log_tail(self, service: Service) -> str:
         path = self.log_path(service)
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+        except OSError as error:
+            return f"Its log {path} cannot be read: {error.strerror}."
         return "\n".join([f"The end of {path}:", *(f"  {line}" for line in lines)])
 
 

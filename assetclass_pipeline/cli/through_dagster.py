@@ -19,6 +19,7 @@ from assetclass_pipeline.engine.claiming import refuse_while_active
 from assetclass_pipeline.engine.correction import look_before
 from assetclass_pipeline.engine.operations import Unfinished
 from assetclass_pipeline.engine.undo_check import Undoing
+from assetclass_pipeline.engine.undo_record import look_at
 from assetclass_pipeline.errors import OperationInProgressError
 from assetclass_pipeline.model.audit import Action
 from assetclass_pipeline.model.operation import Kind
@@ -114,7 +115,8 @@ def refuse_rollback(
         # A correction whose process died has ended; this notes it.
         with suppress(OperationInProgressError):
             refuse_while_active(connection, settings)
-        Undoing(settings, resume or str(uuid4()), rollback_of, options).look(connection)
+        undoing = Undoing(settings, resume or str(uuid4()), rollback_of, options)
+        look_at(connection, settings, undoing)
         refuse_while_active(connection, settings)
 
 

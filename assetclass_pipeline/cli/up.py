@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,7 @@ from assetclass_pipeline.cli.supervisor import (
     python_module,
 )
 from assetclass_pipeline.database import schema
-from assetclass_pipeline.database.connections import open_database
+from assetclass_pipeline.database.connections import open_database, running_database
 from assetclass_pipeline.defs.dagster_home import (
     LOCATION_NAME,
     code_server_directory,
@@ -45,7 +46,11 @@ from assetclass_pipeline.defs.dagster_home import (
     is_code_server_directory,
     prepare_instance,
 )
-from assetclass_pipeline.errors import ServicesError
+from assetclass_pipeline.errors import (
+    DatabaseUnavailableError,
+    EmbeddedServerError,
+    ServicesError,
+)
 from assetclass_pipeline.settings import Settings, load_settings
 
 DEFINITIONS_MODULE = "assetclass_pipeline.definitions"
@@ -155,9 +160,62 @@ def _prepared(
         )
         stages = [*services.stages(end_runs), [api_service(settings)]]
         supervisor = Supervisor(stages, environment, mark, home / "logs", signals, report)
+        if settings.database_url is None:
+            supervisor.look_around = EmbeddedDatabase(settings, data_url, report).look
         stack.callback(supervisor.stop)
         report("Starting the code server, the web page, the daemon and the API ...")
         yield services, supervisor
+
+
+@dataclass
+class EmbeddedDatabase:
+    """The embedded server under everything: started again when it is gone (it was killed, say).
+
+    The services reach for it again by themselves, at the address that they were given.
+    """
+
+    settings: Settings
+    url: str
+    report: Report
+    interval: float = 5.0
+    _next: float = 0.0
+    _trouble: str | None = None
+
+    def look(self) -> None:
+        """Start it again when it is gone. Raises ServicesError when its address cannot be kept."""
+        if time.monotonic() < self._next:
+            return
+        try:
+            running_database(self.settings)
+        except DatabaseUnavailableError:
+            self._start_again()
+        except EmbeddedServerError as error:
+            self._tell(str(error))
+        self._next = time.monotonic() + self.interval
+
+    def _start_again(self) -> None:
+        if self._trouble is None:
+            self._tell("The database ended; starting it again ...")
+        try:
+            # Whoever has opened it first still uses it: it goes on behind this.
+            with open_database(self.settings) as url:
+                pass
+        except EmbeddedServerError as error:
+            self._tell(str(error))
+            return
+        if url != self.url:
+            raise ServicesError(
+                "The database is back at another address, because something else took its port "
+                "meanwhile: start `assetclass up` again."
+            )
+        self._trouble = None
+        self.report("The database is back.")
+
+    def _tell(self, trouble: str) -> None:
+        """Once, however often it is met."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self.report(trouble)
 
 
 def _ports(settings: Settings) -> dict[str, str]:

@@ -3,13 +3,14 @@
 Belongs here: reading the catalogue without locks. Does not: judging what was found.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow, class_row
 
-from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.database.queries import Statement, query
 
 KEY_COLUMNS = ("id", "symbol", "timestamp")
 """Columns by which a planned row can be found again."""
@@ -58,7 +59,8 @@ class Column:
 class LeafRelation:
     """A table of a partition tree that has no partitions of its own, or the plain table itself.
 
-    `has_key`: some unique index holds nothing but columns that the plan keeps of a row. From
+    `has_key`: some unique index holds nothing but columns that the plan keeps of a row.
+    `has_id_index`: some index, unique or not, finds rows by their id alone. From
     `is_on_postgres` to `remote_table`: a foreign table, and what postgres_fdw makes of it.
     """
 
@@ -70,6 +72,7 @@ class LeafRelation:
     has_update_rules: bool
     row_security: bool
     has_key: bool
+    has_id_index: bool
     is_on_postgres: bool
     is_updatable: bool
     server: str | None
@@ -195,3 +198,15 @@ def read_remote_table(
     names = {"schema": leaf.remote_schema, "table": leaf.remote_table}
     row = cursor.execute(query("catalogue", "remote_table", **parts), names).fetchone()
     return RemoteTable(*row) if row else RemoteTable(None)
+
+
+def is_part(leaf: sql.Composable) -> Statement:
+    """SQL: whether the table with the oid `leaf` is still a part of `%(market)s`."""
+    return query("catalogue", "is_part", leaf=leaf)
+
+
+def parts_left(cursor: psycopg.Cursor[TupleRow], market: int, leaves: Iterable[int]) -> set[int]:
+    """Which of these leaves were neither dropped nor detached since they were looked up."""
+    statement = query("catalogue", "parts_left", is_part=is_part(sql.SQL("leaf")))
+    rows = cursor.execute(statement, {"market": market, "leaves": [*leaves]}).fetchall()
+    return {int(row[0]) for row in rows}

@@ -70,7 +70,8 @@ class MarketTables:
     `leaves` are ordered by name: the market table itself when it is plain, all leaf partitions when
     it is partitioned (none when it has no partitions yet). Types are spelled as SQL that means the
     same under every search path; `timestamp_kind` and `asset_class_is_enum` look below domains.
-    `has_updated_at` says whether there is an `updated_at` that can be set.
+    `has_updated_at` says whether there is an `updated_at` that can be set, and `ids_are_indexed`
+    whether each leaf of this server has an index that begins with the id.
     """
 
     market: sql.Identifier
@@ -90,6 +91,7 @@ class MarketTables:
     asset_class_is_enum: bool
     has_updated_at: bool
     updated_at_type: str | None
+    ids_are_indexed: bool
 
     @property
     def foreign_leaves(self) -> tuple[Leaf, ...]:
@@ -169,6 +171,7 @@ def _described(
         asset_class_is_enum=asset_class.is_enum,
         has_updated_at=updated_at is not None and not updated_at.is_generated,
         updated_at_type=None if updated_at is None else updated_at.type,
+        ids_are_indexed=all(leaf.has_id_index for leaf in market.leaves if leaf.kind != "f"),
     )
 
 

@@ -3,7 +3,7 @@
 Belongs here: when a run starts and over which months. Does not: what the run does.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -43,12 +43,19 @@ def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
             "Corrects the months from the first to the last with correctable rows; without any, "
             "the current month, so that reports and checks are fresh. Stops when the window "
             "closes; the next night goes on where it stopped. Skips while another operation is "
-            "active."
+            "active, and a night that is over before anybody could start it."
         ),
     )
     def nightly_correction(
         context: dg.ScheduleEvaluationContext, database: dg.ResourceParam[MarketDatabase]
     ) -> dg.RunRequest | dg.SkipReason:
+        closes = window_end(context.scheduled_execution_time, settings)
+        if closes <= datetime.now(UTC):
+            return dg.SkipReason(
+                f"The window of this night closed at {closes:%Y-%m-%d %H:%M %Z}, before anybody "
+                "looked at the schedule. The next night corrects what is left; `assetclass "
+                "execute` does it now."
+            )
         with database.tables(purpose="nightly schedule") as (connection, tables):
             require_schema(connection)
             try:
@@ -62,7 +69,7 @@ def nightly_correction_schedule(settings: Settings) -> dg.ScheduleDefinition:
         calendar = Calendar.until_now(settings.first_month)
         current = calendar.keys[-1]
         first, last = damaged or (current, current)
-        tags = {STOP_AT_TAG: window_end(context.scheduled_execution_time, settings).isoformat()}
+        tags = {STOP_AT_TAG: closes.isoformat()}
         if left is not None:
             months = calendar.months_in(left.scope)
             first, last = months[0], months[-1]

@@ -72,7 +72,7 @@ def restore_archive(
         raise OperationStateError(
             f"Table assetclass.{name} is there already. Use it, or drop it and try again."
         ) from None
-    except errors.DataError as error:
+    except (errors.DataError, errors.IntegrityError) as error:
         raise ArchiveError(
             f"A value of {file.file_name} does not fit the market table of today: "
             f"{error.diag.message_primary}. Nothing was kept."

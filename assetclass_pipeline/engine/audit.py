@@ -145,8 +145,7 @@ def refusals_recorded(
 ) -> Iterator[None]:
     """Whatever is refused in here is recorded with its error code, and raised on.
 
-    In a transaction of its own, for the one that was refused is rolled back; what cannot be
-    recorded (the database is away) does not hide the refusal.
+    On a connection of its own, for that of the one who was refused may be anywhere.
     """
     try:
         yield
@@ -154,7 +153,7 @@ def refusals_recorded(
         raise
     except AssetClassError as error:
         with (
-            suppress(AssetClassError, psycopg.Error),
+            suppress(AssetClassError),
             connect(dsn, settings, purpose="audit") as connection,
         ):
             record_refusal(connection, settings, error, request, action, **parameters)
@@ -169,8 +168,12 @@ def record_refusal(
     action: str,
     **parameters: object,
 ) -> None:
-    """Something was refused, outside of any transaction."""
-    with transaction(connection, settings) as cursor:
+    """Something was refused, outside of any transaction: that one is rolled back.
+
+    What cannot be recorded (no schema yet, a standby, a log that others hold) is not, for it must
+    not hide the refusal.
+    """
+    with suppress(psycopg.Error), transaction(connection, settings) as cursor:
         record(cursor, _refusal(error, request, action, parameters))
 
 

@@ -4,7 +4,6 @@ Belongs here: archive, drop and record of one table, so that no rollback ever fi
 under its hands. Does not: the decision (model/backup.py).
 """
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -32,7 +31,7 @@ from assetclass_pipeline.engine.backups import (
 )
 from assetclass_pipeline.engine.operations import as_uuid
 from assetclass_pipeline.engine.row_history import index_when_it_pays
-from assetclass_pipeline.errors import ArchiveError, BackupDamagedError
+from assetclass_pipeline.errors import ArchiveError, BackupDamagedError, BackupExpiredError
 from assetclass_pipeline.model.backup import CleanedUp, CleanupReport, Decision, Verdict, decide
 from assetclass_pipeline.model.operation import ACTIVE
 from assetclass_pipeline.settings import Settings
@@ -102,7 +101,7 @@ class _Cleanup:
         except errors.LockNotAvailable:
             why = f"{decision.why}, but somebody uses it: the next cleanup tries again"
             return Decision(Verdict.KEEP, why), None
-        except (ArchiveError, BackupDamagedError) as error:
+        except (ArchiveError, BackupDamagedError, BackupExpiredError) as error:
             why = f"{decision.why}, but: {error}"
         except psycopg.DatabaseError as error:
             if self.connection.broken:
@@ -110,17 +109,28 @@ class _Cleanup:
             why = f"{decision.why}, but cannot be dropped: {error.diag.message_primary}"
         else:
             return decision, None
-        return Decision(Verdict.KEEP, why, failed=True), None
+        return self._failed(entry, why), None
+
+    def _failed(self, entry: Registered, why: str) -> Decision:
+        """Something stood in the way; no failure where another cleanup was quicker."""
+        fresh = self._read_again(entry)
+        if fresh.facts.dropped_at is not None:
+            return decide(fresh.facts, fresh.now)
+        return Decision(Verdict.KEEP, why, failed=True)
 
     def index(self, entry: Registered) -> None:
-        """Let a kept table be asked for one row, where that pays and nobody is in the way."""
+        """Let a kept table be asked for one row, where that pays and nobody is in the way.
+
+        Without its index a look is slower, and no more: a table may be somebody else's, or full.
+        """
         if self.dry_run or entry.facts.status in ACTIVE or not entry.records:
             return
-        with (
-            suppress(errors.LockNotAvailable, errors.UndefinedTable),
-            transaction(self.connection, self.settings, statement_timeout="0") as cursor,
-        ):
-            index_when_it_pays(cursor, entry.identifier, entry.records)
+        try:
+            with transaction(self.connection, self.settings, statement_timeout="0") as cursor:
+                index_when_it_pays(cursor, entry.identifier, entry.records)
+        except psycopg.DatabaseError:
+            if self.connection.broken:
+                raise
 
     def _read_again(self, entry: Registered) -> Registered:
         with transaction(self.connection, self.settings, read_only=True) as cursor:
@@ -132,7 +142,7 @@ class _Cleanup:
             as_uuid(entry.correction_id), entry.facts.kind, entry.schema_name, entry.table_name
         )
         file = write_archive(self.connection, self.settings, source)
-        if entry.facts.is_superseded:
+        if entry.facts.is_superseded or entry.facts.is_unused:
             return file
         # After the file was proved: whatever was altered before or meanwhile shows in it.
         with scan(self.connection, self.settings) as cursor:

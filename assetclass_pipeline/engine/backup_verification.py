@@ -35,7 +35,7 @@ from assetclass_pipeline.model.operation import ACTIVE, Kind
 from assetclass_pipeline.settings import Settings
 
 # A column of one of the two tables was dropped, or has another type now.
-_OTHER_SHAPE = (errors.UndefinedColumn, errors.UndefinedFunction, errors.DatatypeMismatch)
+OTHER_SHAPE = (errors.UndefinedColumn, errors.UndefinedFunction, errors.DatatypeMismatch)
 
 
 @dataclass
@@ -112,7 +112,7 @@ def verify_registered(
         take_stock(connection, settings)
         require_table(get_registered(connection, settings, backup.correction_id))
         raise
-    except _OTHER_SHAPE as error:
+    except OTHER_SHAPE as error:
         found.intact = found.intact and found.content is not None
         found.problems.append(
             f"It does not fit the market table of today: {error.diag.message_primary}."

@@ -159,11 +159,14 @@ def was_altered(noted: str | None, content: Content) -> bool | None:
 def take_stock(connection: Connection[TupleRow], settings: Settings) -> list[str]:
     """Register backups from before the registry, and notice those that somebody dropped.
 
-    Returns correctionIds of the latter that nobody had noticed before.
+    One that was dropped and stands there again counts as if it had never been away. Returns
+    correctionIds of dropped ones that nobody had noticed before.
     """
     with transaction(connection, settings) as cursor:
         cursor.execute(query("backups", "bring_in"), {"days": settings.backup_retention_days})
-        is_gone = query("backups", "is_gone")
+        exists = query("backups", "exists")
+        cursor.execute(query("backups", "note_back", exists=exists), {"reason": BY_HAND})
+        is_gone = query("backups", "is_gone", exists=exists)
         gone = [row[0] for row in cursor.execute(query("backups", "gone", is_gone=is_gone))]
         if not gone:
             return []
@@ -194,6 +197,7 @@ def _registered(row: dict[str, Any]) -> Registered:
         status=Status(row["status"]),
         expires_at=row["expires_at"],
         has_batches=row.pop("has_batches"),
+        is_complete=row.pop("is_complete"),
         is_overtaken=row.pop("is_overtaken"),
         intact=None if verification is None else bool(verification.get("intact")),
         rolled_back_by=row.pop("rolled_back_by"),
@@ -238,10 +242,17 @@ def require_table(found: Registered) -> None:
     """Raises BackupExpiredError for one that was dropped."""
     if found.facts.dropped_at is None:
         return
+    if found.facts.drop_reason == BY_HAND:
+        raise BackupExpiredError(
+            f"The backup table {found.name} of operation {found.correction_id} was dropped by "
+            f"hand, as was noticed at {found.facts.dropped_at:%Y-%m-%d %H:%M} UTC: nothing can be "
+            "restored from it. Bring that table back from a backup of the database if its rows "
+            "are needed."
+        )
     raise BackupExpiredError(
         f"The backup table {found.name} of operation {found.correction_id} was dropped at "
-        f"{found.facts.dropped_at:%Y-%m-%d %H:%M} UTC ({found.facts.drop_reason}): nothing can be "
-        "restored from it. Restore a dump of the database if its rows are needed."
+        f"{found.facts.dropped_at:%Y-%m-%d %H:%M} UTC ({found.facts.drop_reason}). `assetclass "
+        f"backups restore-archive {found.correction_id}` makes a table of its archived rows."
     )
 
 

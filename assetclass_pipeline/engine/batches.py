@@ -11,6 +11,7 @@ from functools import partial
 from psycopg import Connection, Cursor, errors
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.database.catalogue import parts_left
 from assetclass_pipeline.database.connections import set_local, transaction
 from assetclass_pipeline.database.market_tables import Leaf
 from assetclass_pipeline.database.queries import query
@@ -43,8 +44,19 @@ _RANDOM_PAGE_COST = "1.1"
 Step = Callable[[Batch, float], None]
 
 
+class TooLongError(Exception):
+    """The server ended a batch of several rows, by its time-out or because somebody asked it to.
+
+    As it is it would be ended again: only a smaller one gets on.
+    """
+
+
 class _LeafRewrittenError(Exception):
     """The leaf has another file than when its addresses were taken."""
+
+
+class _LeafGoneError(Exception):
+    """The leaf was dropped or detached since the tables were looked at."""
 
 
 class Worker:
@@ -55,6 +67,7 @@ class Worker:
         self.number = number
         self._session = work.holder.open_session(f"worker {number}")
         self._seconds = 0.0
+        self._records = 0
         self._began = 0.0
 
     @property
@@ -73,23 +86,27 @@ class Worker:
         """Close the connection if there is one."""
         self._session.close()
 
-    def correct(self, batch: Batch) -> float:
-        """Do one batch to its end; returns the seconds that its last part took.
+    def correct(self, batch: Batch) -> tuple[int, float]:
+        """Do one batch to its end; returns rows of its last part, and the seconds that it took.
 
-        Rows that the database refuses are found by halving the batch, and quarantined. Raises
-        ErrorRateError when they are too many, OperationFencedError after a take-over, and what
-        `Stop` carries.
+        One that takes too long is halved, and later ones are smaller. Rows that the database
+        refuses are found by halving the batch, and quarantined. Raises ErrorRateError when they are
+        too many, OperationFencedError after a take-over, and what `Stop` carries.
         """
         called = time.monotonic()
         try:
             self._do(batch)
+        except TooLongError:
+            self.work.tempo.took_too_long(batch.records, time.monotonic() - self._began)
+            for half in batch.halves():
+                self.correct(half)
         except Exception as error:
             if not is_data_error(error):
                 raise
             self._find_poison(batch, error)
         if self._began - called > 2 * self._seconds:
             self.work.tempo.was_held()
-        return self._seconds
+        return self._records, self._seconds
 
     def _do(self, batch: Batch) -> None:
         leaf = self.work.leaves.get(batch.leaf)
@@ -101,8 +118,24 @@ class Worker:
                 self.work.holder.attempt_to_write(self._session, self._timed, step, batch)
             except _LeafRewrittenError:
                 take_addresses_afresh(self.work, self._session, batch.leaf)
+            except _LeafGoneError:
+                step = self._leave
+            except errors.UndefinedTable:
+                # Dropped between two statements of the batch; or what is gone is the plan.
+                if step == self._leave or not self._is_gone(batch):
+                    raise
+                step = self._leave
             else:
                 return
+
+    def _is_gone(self, batch: Batch) -> bool:
+        work = self.work
+
+        def look() -> bool:
+            with transaction(self.connection, work.holder.settings, read_only=True) as cursor:
+                return not parts_left(cursor, work.tables.market_oid, [batch.leaf])
+
+        return work.holder.attempt_to_write(self._session, look)
 
     def _find_poison(self, batch: Batch, error: Exception) -> None:
         if batch.records > 1:
@@ -133,11 +166,15 @@ class Worker:
             # holds this batch, and this second try was rolled back.
             if error.diag.constraint_name not in LEDGER_KEYS:
                 raise
+        except errors.QueryCanceled:
+            if batch.records > 1:
+                raise TooLongError from None
+            raise
         except Exception as error:
             if shows_contention(error):
                 self.work.tempo.met_contention()
             raise
-        self._seconds = time.monotonic() - self._began
+        self._records, self._seconds = batch.records, time.monotonic() - self._began
 
     def _leave(self, batch: Batch, started: float) -> None:
         """Its leaf was detached or dropped: the sweep looks for its rows elsewhere."""
@@ -162,6 +199,8 @@ class Worker:
         work, values = self.work, {"first_seq": batch.first_seq, "last_seq": batch.last_seq}
         in_range = Condition(query("batch", "in_range"), dict(values))
         ahead = look_ahead(cursor, work, in_range, leaf.oid)
+        if ahead.is_gone:
+            raise _LeafGoneError
         if work.plan.was_rewritten(leaf.oid, ahead.file_node):
             raise _LeafRewrittenError
         if batch.leaf in work.plan.reusing and ahead.pages <= batch.records:
@@ -204,7 +243,9 @@ class Worker:
                 query("batch", "in_range"),
                 {"first_seq": batch.first_seq, "last_seq": batch.last_seq},
             )
-            ahead = look_ahead(cursor, work, in_range)
+            ahead = look_ahead(cursor, work, in_range, leaf.oid)
+            if ahead.is_gone:
+                raise _LeafGoneError
             written = rows.write(cursor, seqs, announced, ahead.stale_symbols)
             refuse_rewritten(work, written.rewritten)
             left = sorted({*seqs} - {*written.corrected})

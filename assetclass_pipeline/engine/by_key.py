@@ -318,7 +318,7 @@ def explain_left(
     found: dict[int, tuple[bool, bool, bool]] = {}
     values = {"seqs": list(seqs), "stale_symbols": list(stale_symbols)}
     for place in places:
-        statement = candidates(work, place)
+        statement = look_for(cursor, work, place, seqs)
         for seq, without_id, exists, unchanged in cursor.execute(statement, values):
             before = found.get(seq, (without_id, False, False))
             found[seq] = (without_id, before[1] or exists, before[2] or unchanged)
@@ -330,14 +330,30 @@ def explain_left(
     return reasons
 
 
-def candidates(work: Work, place: sql.Composable) -> Statement:
-    """What one table holds under the ids of planned rows."""
+def look_for(
+    cursor: Cursor[TupleRow], work: Work, place: sql.Composable, seqs: Sequence[int]
+) -> Statement:
+    """What one table holds under the ids of planned rows, or where no index knows ids their keys.
+
+    Without an index each batch of a sweep would read the whole table.
+    """
+    by_ids = work.tables.ids_are_indexed
+    return candidates(work, place, by_id(work) if by_ids else by_key(cursor, work, seqs))
+
+
+def by_id(work: Work) -> Statement:
+    """Rows that have the id, whatever became of the rest of their key."""
+    return query("by_key", "by_id", id_cast=_array_cast(work.tables.id_type))
+
+
+def candidates(work: Work, place: sql.Composable, restricted: sql.Composable) -> Statement:
+    """What one table holds under the ids, or the keys, of planned rows."""
     return query(
         "by_key",
         "candidates",
         wanted=query("by_key", "wanted", backup=work.plan.identifier),
         leaf=place,
-        id_cast=_array_cast(work.tables.id_type),
+        restricted=restricted,
         same_row=query("by_key", "same_row"),
         value=query("by_key", "as_planned"),
     )

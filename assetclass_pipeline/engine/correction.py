@@ -41,6 +41,7 @@ from assetclass_pipeline.engine.readiness import (
     estimate_error,
     prepare,
     refuse_what_would_do_harm,
+    rehearsed_row,
     remember_reference,
     tell_changed_reference,
 )
@@ -58,6 +59,7 @@ from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.work import Work, release_quarantine
 from assetclass_pipeline.errors import (
     AssetClassError,
+    MarketTablesError,
     OperationFencedError,
 )
 from assetclass_pipeline.model.audit import Action
@@ -231,8 +233,12 @@ def _count(
     *,
     mismatched_only: bool = False,
     not_in: PlanState | None = None,
+    written_in: PlanState | None = None,
 ) -> int:
-    """Correctable rows of the operation's scope and options; with `not_in`, unplanned ones only."""
+    """Correctable rows of the operation's scope and options.
+
+    With `not_in` only those that this plan lacks, with `written_in` those that were corrected.
+    """
     rows = correctable_rows(
         correction.tables,
         correction.options,
@@ -244,11 +250,20 @@ def _count(
     if not_in is not None:
         not_planned = query("plan", "not_planned", backup=not_in.identifier)
         statement = query("plan", "count_late", correctable_rows=rows.text, not_planned=not_planned)
+    values = {**rows.values}
+    if written_in is not None:
+        statement = query(
+            "plan",
+            "count_damaged_again",
+            correctable_rows=rows.text,
+            backup=written_in.identifier,
+        )
+        values["correction_id"] = correction.holder.correction_id
 
     def count() -> int:
         with scan(correction.connection, correction.settings) as cursor:
             row = cursor.execute(
-                statement, {**rows.values, "blanks": blanks_of(cursor.connection)}
+                statement, {**values, "blanks": blanks_of(cursor.connection)}
             ).fetchone()
         return int(row[0]) if row else 0
 
@@ -258,7 +273,8 @@ def _count(
 def _correct(correction: Correction, state: PlanState) -> None:
     holder = correction.holder
     stored = holder.pacing or correction.pacing
-    tempo = Tempo(correction.options, state.planned, lambda: holder.tuning, stored)
+    rehearsed = correction.again(lambda: rehearsed_row(holder))
+    tempo = Tempo(correction.options, state.planned, lambda: holder.tuning, stored, rehearsed)
     work = Work(holder, correction.tables, state, correction.options, tempo)
     write_plan(correction, work)
 
@@ -273,20 +289,43 @@ def _prove(correction: Correction, state: PlanState) -> tuple[IntegrityReport, i
         correction.enter(Phase.VERIFYING)
         report = correction.analyse()
         if not _late_rows(correction, state, report):
+            _tell_damaged_again(correction, state, report)
             return report, 0
         correction.enter(Phase.PLANNING)
+        correction.again(lambda: _find_new_partitions(correction))
         add_late_rows(correction.scan(), state)
         _correct(correction, state)
     report = correction.analyse()
+    _tell_damaged_again(correction, state, report)
     return report, _late_rows(correction, state, report)
+
+
+def _tell_damaged_again(correction: Correction, state: PlanState, report: IntegrityReport) -> None:
+    """Rows that we corrected and others have damaged since: what they wrote stays, and is told.
+
+    They are no late rows, which a later pass plans: one row has one place in the plan.
+    """
+    if _damage(correction, report) and (records := _count(correction, written_in=state)):
+        correction.holder.journal.tell("damaged_again", records=records)
+
+
+def _damage(correction: Correction, report: IntegrityReport) -> int:
+    """Rows of the whole table that a correction with these options would change."""
+    overwrites = correction.options.overwrite_existing_values
+    return report.correctable + (report.mismatched if overwrites else 0)
+
+
+def _find_new_partitions(correction: Correction) -> None:
+    """Late rows may stand in partitions that were made since; what we may not write is left out."""
+    with suppress(MarketTablesError):
+        correction.tables = inspect_market_tables(
+            correction.connection, correction.settings, for_writing=True
+        )
 
 
 def _late_rows(correction: Correction, state: PlanState, report: IntegrityReport) -> int:
     """Correctable rows that no plan knows, counted only where the report shows any damage left."""
-    damage = report.correctable
-    if correction.options.overwrite_existing_values:
-        damage += report.mismatched
-    if not damage or correction.options.max_records_to_process is not None:
+    if not _damage(correction, report) or correction.options.max_records_to_process is not None:
         return 0
     return _count(correction, not_in=state)
 

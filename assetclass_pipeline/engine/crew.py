@@ -98,7 +98,8 @@ class Crew:
         batch = self._ranges.take(work.tempo.pacing.batch_size)
         if batch is None:
             return
-        rest = work.tempo.took(batch.records, worker.correct(batch))
+        records, seconds = worker.correct(batch)
+        rest = work.tempo.took(records, seconds, of=batch.records)
         work.holder.pacing = work.tempo.pacing.model_dump(mode="json", by_alias=True)
         if rest:
             work.holder.stop.wait(rest)

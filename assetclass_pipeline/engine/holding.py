@@ -291,7 +291,7 @@ class Holder:
             # up, or call off, what is only told now.
             self.gate.open("pause")
             return
-        self._obey(connection, wanted=row[2], by=row[3], window_closed=row[5])
+        self._obey(connection, Status(row[0]), wanted=row[2], by=row[3], window_closed=row[5])
         self._tune(row[4])
 
     def _beat(self, cursor: Cursor[TupleRow], name: str) -> None:
@@ -306,7 +306,13 @@ class Holder:
         )
 
     def _obey(
-        self, connection: Connection[TupleRow], *, wanted: str, by: str, window_closed: bool
+        self,
+        connection: Connection[TupleRow],
+        status: Status,
+        *,
+        wanted: str,
+        by: str,
+        window_closed: bool,
     ) -> None:
         if wanted == "cancel":
             self.stop.because(
@@ -323,22 +329,25 @@ class Holder:
                 )
             )
         elif wanted == "pause":
-            self._pause(connection, by)
+            self._pause(connection, status, by)
         else:
-            self._go_on(connection)
+            self._go_on(connection, status)
 
-    def _pause(self, connection: Connection[TupleRow], by: str) -> None:
+    def _pause(self, connection: Connection[TupleRow], status: Status, by: str) -> None:
         """Close the gate; once nobody is in a step, the operation's row says so."""
         self.gate.close("pause", [f"Paused by {by or 'somebody'}: `assetclass resume` goes on."])
-        if self._paused_at is None and self.gate.is_empty:
+        if status is Status.RUNNING and self.gate.is_empty:
+            # Before the statement: it may be committed although its answer is lost.
+            self._paused_at = self._paused_at or time.monotonic()
             with transaction(connection, self.settings) as cursor:
                 cursor.execute(query("control", "set_paused"), self.key)
-            self._paused_at = time.monotonic()
 
-    def _go_on(self, connection: Connection[TupleRow]) -> None:
-        if self._paused_at is not None:
+    def _go_on(self, connection: Connection[TupleRow], status: Status) -> None:
+        if self._paused_at is not None or status is Status.PAUSED:
+            # No batch commits while the row says that it is paused.
             with transaction(connection, self.settings) as cursor:
                 cursor.execute(query("control", "set_running"), self.key)
+        if self._paused_at is not None:
             seconds = time.monotonic() - self._paused_at
             # A pause of an hour is no hour of work.
             self._deadline += seconds

@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict
 
+from assetclass_pipeline.database.catalogue import parts_left
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import Leaf, MarketTables
 from assetclass_pipeline.database.queries import query
@@ -145,9 +146,7 @@ def load_plan(holder: Holder) -> PlanState | None:
     with transaction(holder.connection, holder.settings) as cursor:
         row = cursor.execute(query("operation", "plan_of"), by_key).fetchone()
         state = PlanState.model_validate(row[0]) if row and row[0] else None
-        if state is None or not state.planned:
-            return state
-        if _has_rows(cursor, state):
+        if state is None or _is_usable(cursor, state):
             return state
         used = cursor.execute(query("operation", "covered_seqs"), by_key).fetchone()
         if used is not None and used[0]:
@@ -166,11 +165,14 @@ def plan_lost(holder: Holder) -> CorrectionFailedError:
     )
 
 
-def _has_rows(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> bool:
+def _is_usable(cursor: psycopg.Cursor[TupleRow], state: PlanState) -> bool:
+    """Whether its table is there, with rows where rows were planned."""
     names = {"schema": state.schema_name, "table": state.table_name}
     exists = cursor.execute(query("plan", "table_exists"), names).fetchone()
     if exists is None or not exists[0]:
         return False
+    if not state.planned:
+        return True
     kept = cursor.execute(query("plan", "has_rows", backup=state.identifier)).fetchone()
     return kept is not None and bool(kept[0])
 
@@ -219,14 +221,24 @@ class _LeafRewrittenError(Exception):
 def scan_leaves(scan: PlanScan, state: PlanState) -> None:
     """Add the correctable rows of every leaf, chunk by chunk, each in its own transaction."""
     for leaf in scan.tables.leaves:
-        while not _is_full(scan.options, state):
+        while not _is_full(scan.options, state) and scan.holder.attempt(_is_there, scan, leaf):
             try:
                 _scan_leaf(scan, state, leaf)
             except _LeafRewrittenError:
                 # Nothing of that chunk was kept; the new file is scanned from its beginning.
                 scan.holder.attempt(_begin_again, scan, state, leaf)
+            except errors.UndefinedTable:
+                # Dropped between two chunks; or what is gone is the plan.
+                if scan.holder.attempt(_is_there, scan, leaf):
+                    raise
             else:
                 break
+
+
+def _is_there(scan: PlanScan, leaf: Leaf) -> bool:
+    """Whether it is still a part of the market table: of one that is none, no row is planned."""
+    with transaction(scan.connection, scan.holder.settings, read_only=True) as cursor:
+        return bool(parts_left(cursor, scan.tables.market_oid, [leaf.oid]))
 
 
 def _scan_leaf(scan: PlanScan, state: PlanState, leaf: Leaf) -> None:

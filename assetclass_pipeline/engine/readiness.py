@@ -93,6 +93,14 @@ def _is_worth_rehearsing(found: Preflight) -> bool:
     )
 
 
+def rehearsed_row(holder: Holder) -> float | None:
+    """Seconds that a row cost in the operation's rehearsal; None where there was none."""
+    key = {"correction_id": holder.correction_id}
+    with transaction(holder.connection, holder.settings, read_only=True) as cursor:
+        row = cursor.execute(query("operation", "rehearsed_row"), key).fetchone()
+    return None if row is None else row[0]
+
+
 def estimate_error(holder: Holder) -> float | None:
     """How far off the estimate was, in percent; None where none was made.
 

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.market_tables import MarketTables, inspect_market_tables
 from assetclass_pipeline.database.queries import query
-from assetclass_pipeline.engine.backup_verification import verify_registered
+from assetclass_pipeline.engine.backup_verification import OTHER_SHAPE, verify_registered
 from assetclass_pipeline.engine.backups import (
     Registered,
     get_registered,
@@ -117,7 +117,7 @@ def _drill(
     with _scratch_copy(dsn, settings) as scratch:
         try:
             _restore(_Drill(connection, settings, tables, backup, scratch), measured)
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
+        except (psycopg.DataError, psycopg.IntegrityError, *OTHER_SHAPE) as error:
             measured.problems.append(f"The restore was refused: {error.diag.message_primary}.")
     with transaction(connection, settings, read_only=True) as cursor:
         market_records = _count(

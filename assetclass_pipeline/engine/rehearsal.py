@@ -30,6 +30,10 @@ RECORDS = 500
 LOOKING_SECONDS = 5.0
 # The rows are locked for so long at most.
 MOST_SECONDS = "10s"
+# Others may wait for these rows: where the first few cost so much that all would be locked for
+# longer than that, they are enough.
+FIRST_RECORDS = 25
+PATIENT_SECONDS = 1.0
 _TABLE = sql.Identifier("pg_temp", "assetclass_rehearsal")
 
 
@@ -109,7 +113,8 @@ def rehearse(
         return _skipped(reason)
     try:
         place = _find_rows(stage)
-    except (errors.LockNotAvailable, errors.QueryCanceled) as error:
+    except (errors.LockNotAvailable, errors.QueryCanceled, errors.UndefinedTable) as error:
+        # The last: a partition was dropped meanwhile.
         return Rehearsed(None, (_failed(tables, error),))
     if place is None:
         return _skipped(
@@ -274,20 +279,27 @@ def _correct(stage: _Stage, cursor: Cursor[TupleRow], leaf: Leaf, planned: int) 
             query("batch", "set_updated_at") if stage.tables.has_updated_at else sql.SQL("")
         ),
     )
-    values = {"first_seq": 1, "last_seq": planned, "stale_symbols": [], "read_back": True}
     position = _wal_position(cursor)
     started = time.monotonic()
-    row = cursor.execute(statement, values).fetchone()
-    cursor.execute(query("preflight", "fire_deferred"))
+    tried = as_planned = rewritten = 0
+    addresses: list[str] = []
+    while tried < planned:
+        last = planned if tried else min(FIRST_RECORDS, planned)
+        values = {"first_seq": tried + 1, "last_seq": last, "stale_symbols": [], "read_back": True}
+        row = cursor.execute(statement, values).fetchone() or (0, 0, "{}", None)
+        cursor.execute(query("preflight", "fire_deferred"))
+        as_planned, rewritten, tried = as_planned + row[0], rewritten + row[1], last
+        addresses += row[3] or []
+        if (time.monotonic() - started) * planned / tried > PATIENT_SECONDS:
+            break
     seconds = time.monotonic() - started
     wal = _wal_since(cursor, position)
-    as_planned, rewritten, _, addresses = row or (0, 0, "{}", None)
     stands = cursor.execute(
-        query("batch", "read_back", leaf=leaf.identifier), {"addresses": addresses or []}
+        query("batch", "read_back", leaf=leaf.identifier), {"addresses": addresses}
     ).fetchone()
     # A version that is gone was replaced by an AFTER trigger.
     replaced = as_planned + rewritten - (stands[0] if stands else 0)
-    return _Written(planned, as_planned, max(rewritten, replaced), seconds, wal)
+    return _Written(tried, as_planned, max(rewritten, replaced), seconds, wal)
 
 
 def _wal_position(cursor: Cursor[TupleRow]) -> str | None:

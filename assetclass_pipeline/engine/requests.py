@@ -43,6 +43,7 @@ from assetclass_pipeline.engine.operations import active_id, as_uuid, get_operat
 from assetclass_pipeline.engine.retry import is_transient
 from assetclass_pipeline.engine.rollback import RollbackRequest
 from assetclass_pipeline.engine.undo_check import Undoing
+from assetclass_pipeline.engine.undo_record import look_at
 from assetclass_pipeline.errors import (
     AssetClassError,
     DatabaseUnavailableError,
@@ -117,11 +118,11 @@ def request_correction(
     """
 
     def refuse() -> None:
-        require_schema(connection)
         refuse_while_active(connection, settings)
         look_before(connection, settings, request.options)
 
     with _refusals_recorded(connection, settings, request, correlation_id):
+        require_schema(connection)
         ask = _Ask(connection, settings, request, correlation_id, idempotency)
         return ask.once(refuse, None)
 
@@ -142,13 +143,13 @@ def request_rollback(
     MarketTablesError and SchemaNotReadyError.
     """
     with _refusals_recorded(connection, settings, request, correlation_id):
+        require_schema(connection)
         undoing = Undoing(settings, request.correction_id, request.rollback_of, request.options)
 
         def refuse() -> None:
-            require_schema(connection)
             # A correction whose process died has ended, and can be undone.
             end_abandoned(connection, settings)
-            undoing.look(connection)
+            look_at(connection, settings, undoing)
             inspect_market_tables(connection, settings, for_writing=not request.options.dry_run)
 
         ask = _Ask(connection, settings, request, correlation_id, idempotency)
@@ -179,7 +180,7 @@ def resume(
     if left.rollback_of is not None:
         options = RollbackOptions.model_validate(left.options)
         undoing = Undoing(settings, left.correction_id, left.rollback_of, options)
-        undoing.look(connection)
+        look_at(connection, settings, undoing)
         check = undoing.check
     _patiently(
         lambda: _ask_again(connection, settings, left, check, by=by, correlation_id=correlation_id)

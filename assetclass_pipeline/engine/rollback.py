@@ -42,8 +42,9 @@ from assetclass_pipeline.engine.running import (
 from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.engine.undo_check import Survey, Undoing, Undone
 from assetclass_pipeline.engine.undo_effect import after_moves, look_for_harm, moves_of, refuse_harm
-from assetclass_pipeline.engine.undo_plan import UndoScan, make_undo_plan
+from assetclass_pipeline.engine.undo_plan import NOWHERE, UndoScan, make_undo_plan
 from assetclass_pipeline.engine.undo_record import (
+    look_at,
     mark_rolled_back,
     record_cut_off,
     record_undone,
@@ -203,7 +204,7 @@ def _options_of(dsn: str, settings: Settings, request: RollbackRequest) -> Rollb
 
 def _looked_at(dsn: str, settings: Settings, options: RollbackOptions, undoing: Undoing) -> _Seen:
     with connect(dsn, settings, purpose="preflight") as connection:
-        undone = undoing.look(connection)
+        undone = look_at(connection, settings, undoing)
         tables = inspect_market_tables(connection, settings, for_writing=not options.dry_run)
         if undone.is_planned:
             return _Seen(tables, undone, Survey(), None)
@@ -302,14 +303,11 @@ def _quality(
 
 def _leave_unfound(rollback: Rollback, state: PlanState) -> None:
     """Count only what a rollback would put back."""
-    unplanned = settle_unfound(rollback.work(state), rollback.undone)
-    if not unplanned:
+    left = settle_unfound(rollback.work(state), rollback.undone)
+    if not state.segments or state.segments[-1].leaf != NOWHERE:
         return
-    last = state.segments[-1]
-    left = state.segments[:-1]
-    if last.last_seq - unplanned >= last.first_seq:
-        left.append(last.model_copy(update={"last_seq": last.last_seq - unplanned}))
-    state.segments = left
+    state.segments.pop()
+    state.add(NOWHERE, left)
     rollback.again(lambda: rollback.holder.update("set_plan", state.stored))
 
 
@@ -320,7 +318,7 @@ def _record(rollback: Rollback, cursor: Cursor[TupleRow], state: PlanState) -> N
     if not dry_run:
         # Of a backup that lacks rows, or may, not all that stood is in the plan.
         is_partial = rollback.options.is_partial or rollback.survey.lacks != 0
-        record_undone(cursor, rollback.undone, state, is_partial=is_partial)
+        record_undone(cursor, rollback.undone.key, state, is_partial=is_partial)
 
 
 def _keep_record(rollback: Rollback) -> None:

@@ -6,15 +6,16 @@ batches (batches.py), which only ever work by physical address.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import Cursor, errors, sql
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.database.catalogue import parts_left
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.queries import Statement, query
-from assetclass_pipeline.engine.batches import LEDGER_KEYS
+from assetclass_pipeline.engine.batches import LEDGER_KEYS, TooLongError
 from assetclass_pipeline.engine.by_key import (
     Announced,
     ForeignRows,
@@ -50,11 +51,21 @@ def sweep(work: Work, first_pass: int) -> None:
     Rows that merely moved are found by key, symbol, time and old value; every other one keeps the
     reason why it was left in the list of skipped rows.
     """
+    work = work.holder.attempt(_with_parts_left, work)
     for number in range(first_pass, first_pass + MOST_PASSES):
         still_locked = _one_pass(work, number)
         if not still_locked:
             return
         work.holder.stop.wait(PAUSE)
+
+
+def _with_parts_left(work: Work) -> Work:
+    """Without the leaves that were dropped or detached meanwhile: their rows are none of ours."""
+    oids = [leaf.oid for leaf in work.tables.leaves]
+    with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+        left = parts_left(cursor, work.tables.market_oid, oids)
+    leaves = tuple(leaf for leaf in work.tables.leaves if leaf.oid in left)
+    return replace(work, tables=replace(work.tables, leaves=leaves))
 
 
 def next_pass(work: Work) -> int:
@@ -90,7 +101,9 @@ def _skipped_after(work: Work, after: int) -> list[int]:
 def _sweep(work: Work, number: int, seqs: list[int]) -> int:
     """One batch of skipped rows; poison among them is found by halving, and quarantined."""
     try:
-        return work.holder.attempt_to_write(None, _sweep_batch, work, number, seqs)
+        return work.holder.attempt_to_write(None, _sweep_in_time, work, number, seqs)
+    except TooLongError:
+        return _in_halves(work, number, seqs)
     except psycopg.Error as error:
         if _was_done(error):
             return len(seqs)
@@ -99,8 +112,21 @@ def _sweep(work: Work, number: int, seqs: list[int]) -> int:
         if len(seqs) == 1:
             work.holder.attempt_to_write(None, _quarantine, work, seqs[0], error)
             return 0
-        half = len(seqs) // 2
-        return _sweep(work, number, seqs[:half]) + _sweep(work, number, seqs[half:])
+        return _in_halves(work, number, seqs)
+
+
+def _in_halves(work: Work, number: int, seqs: list[int]) -> int:
+    half = len(seqs) // 2
+    return _sweep(work, number, seqs[:half]) + _sweep(work, number, seqs[half:])
+
+
+def _sweep_in_time(work: Work, number: int, seqs: list[int]) -> int:
+    try:
+        return _sweep_batch(work, number, seqs)
+    except errors.QueryCanceled:
+        if len(seqs) > 1:
+            raise TooLongError from None
+        raise
 
 
 def _was_done(error: psycopg.Error) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from assetclass_pipeline.model.options import Pace
 from assetclass_pipeline.model.pacing import (
+    CUT_AT,
     PROFILES,
     Bounds,
     Pacing,
@@ -49,7 +50,8 @@ class Tempo:
     """Batch size, workers and pauses of one operation; its workers share it.
 
     `tuning` is asked again before each batch: people may change it while the operation runs.
-    `stored` is the pacing that an earlier try of the operation left, as JSON.
+    `stored` is the pacing that an earlier try of the operation left, as JSON; without one
+    `rehearsed`, the seconds that a row cost in the rehearsal, may make the first batch smaller.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Tempo:
         planned: int,
         tuning: Callable[[], Tuning],
         stored: object = None,
+        rehearsed: float | None = None,
     ) -> None:
         self._options = options
         self._start, self._cap = size_range(planned)
@@ -65,7 +68,7 @@ class Tempo:
         self._applied = tuning()
         self._guard = threading.Lock()
         self._pacing = restore(stored, self._bounds) or begin(
-            self._options.batch_size or self._start, self._bounds, self._profile
+            self._options.batch_size or self._start, self._bounds, self._profile, rehearsed
         )
         self._window_began: float | None = None
         self._window_records = 0
@@ -99,16 +102,31 @@ class Tempo:
             self._pacing = retuned(self._pacing, self._bounds)
             self._window_began = None
 
-    def took(self, records: int, seconds: float) -> float:
-        """Learn from a batch of `records` rows; returns the seconds that its worker rests now."""
+    def took(self, records: int, seconds: float, *, of: int) -> float:
+        """Learn from the last `records` rows of a batch `of` so many; returns seconds to rest now.
+
+        The two differ where a batch had to be halved, to find the rows that are refused.
+        """
         with self._guard:
             self._follow_tuning()
-            bounds, profile = self._bounds, self._profile
-            self._pacing = after_batch(
-                self._pacing, records=records, seconds=seconds, bounds=bounds, profile=profile
-            )
-            self._count(records)
-            return pause_seconds(seconds, profile)
+            self._learn(records, seconds)
+            self._count(of)
+            return pause_seconds(seconds, self._profile)
+
+    def took_too_long(self, records: int, seconds: float) -> None:
+        """A batch of `records` rows was ended by the server: the next ones are cut at once."""
+        with self._guard:
+            self._follow_tuning()
+            self._learn(records, max(seconds, CUT_AT * self._profile.target_seconds))
+
+    def _learn(self, records: int, seconds: float) -> None:
+        self._pacing = after_batch(
+            self._pacing,
+            records=records,
+            seconds=seconds,
+            bounds=self._bounds,
+            profile=self._profile,
+        )
 
     def _count(self, records: int) -> None:
         now = time.monotonic()

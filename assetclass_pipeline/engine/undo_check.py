@@ -28,6 +28,7 @@ from assetclass_pipeline.errors import (
     OperationNotFoundError,
     OperationStateError,
 )
+from assetclass_pipeline.model.backup import BY_HAND
 from assetclass_pipeline.model.months import Calendar
 from assetclass_pipeline.model.operation import ACTIVE, Kind
 from assetclass_pipeline.model.rollback import RollbackOptions
@@ -121,6 +122,11 @@ class Undoing:
         self._epoch: int | None = None
         self.is_chosen = chosen_by(options, settings)
 
+    @property
+    def key(self) -> dict[str, object]:
+        """What every statement about both operations is bound to."""
+        return {"undone": self._of, "correction_id": self._id}
+
     def look(self, connection: Connection[TupleRow]) -> Undone:
         """What can be undone. Raises each refusal as its own error."""
         with scan(connection, self._settings) as cursor:
@@ -139,7 +145,8 @@ class Undoing:
             content = content_of(cursor, undone.plan.identifier)
             noted = registered(cursor, self._of)
         lacks = undone.plan.planned - content.records
-        if noted and not lacks and was_altered(noted[0].checksum, content):
+        # Where rows were removed the rest can still be restored; added ones nobody planned.
+        if noted and (lacks < 0 or (not lacks and was_altered(noted[0].checksum, content))):
             raise BackupDamagedError(
                 f"The backup of correction {self._of}, {noted[0].name}, does not hold what was "
                 "written into it: somebody altered its rows, and a rollback would restore wrong "
@@ -153,8 +160,7 @@ class Undoing:
         )
 
     def _check(self, cursor: Cursor[TupleRow], *, locked: bool) -> Undone:
-        keys = {"undone": self._of, "correction_id": self._id}
-        row = cursor.execute(query("rollback", "correction"), keys).fetchone()
+        row = cursor.execute(query("rollback", "correction"), self.key).fetchone()
         if row is None:
             raise OperationNotFoundError(
                 f"No operation has the correctionId {self._of}. `assetclass status` lists the "
@@ -165,7 +171,7 @@ class Undoing:
         self._refuse_what_is_no_ended_correction(kind, status, rollback_of)
         self._refuse_what_changed_nothing(dry_run, has_changed, backup_table)
         self._refuse_what_went_on(epoch)
-        begun = cursor.execute(query("rollback", "begun"), keys).fetchone()
+        begun = cursor.execute(query("rollback", "begun"), self.key).fetchone()
         undo, is_planned = begun or (None, False)
         own_plan = PlanState.model_validate(plan)
         undone = Undone(self._of, self._id, own_plan, self.is_chosen, is_planned)
@@ -221,10 +227,9 @@ class Undoing:
             )
         if backup_table is None:
             raise NotUndoableError(
-                f"Correction {self._of} was made without a backup (createBackup: false), so what "
-                "its rows held before is not known by row. Its summary by symbol tells what was "
-                f"changed (`assetclass status {self._of}`); restore from a backup of the database "
-                "where that is not enough."
+                f"Correction {self._of} was made without a backup (createBackup: false), so it is "
+                f"not rolled back. {_by_hand(self._of)} Its summary by symbol stays in any case "
+                f"(`assetclass status {self._of}`)."
             )
 
     def _refuse_without_backup(
@@ -232,7 +237,8 @@ class Undoing:
     ) -> None:
         lock = sql.SQL("FOR SHARE" if locked else "")
         row = cursor.execute(query("rollback", "backup", lock=lock), undone.key).fetchone()
-        if row is not None and row[0] is not None:
+        # What was dropped by hand may have been brought back: the survey proves what it holds.
+        if row is not None and row[0] is not None and row[2] != BY_HAND:
             raise BackupExpiredError(_dropped(self._of, *row))
         if not _exists(cursor, undone.plan):
             raise BackupExpiredError(
@@ -340,9 +346,15 @@ def _dropped(correction: UUID, at: datetime, by: str | None, reason: str | None)
     why = f" ({reason})" if reason else ""
     return (
         f"The backup of correction {correction} was dropped on {at:%Y-%m-%d %H:%M} UTC{who}{why}, "
-        "so its rows can no longer be put back from it. Its rows are kept for audits in an "
-        "archive as long as that has not expired; restore from a backup of the database, or "
-        "correct by hand."
+        f"so it is not rolled back any more. {_by_hand(correction)}"
+    )
+
+
+def _by_hand(correction: UUID) -> str:
+    return (
+        f"`assetclass backups restore-archive {correction}` makes a table of its archived rows, as "
+        "long as the archive has not expired too; how they are put back from that by hand, the "
+        "runbook of manual recovery says."
     )
 
 

@@ -19,6 +19,7 @@ from psycopg.rows import TupleRow
 from assetclass_pipeline.database.connections import set_local, transaction
 from assetclass_pipeline.database.market_tables import Leaf, MarketTables
 from assetclass_pipeline.database.queries import Statement, query
+from assetclass_pipeline.engine.conditions import class_cast
 from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.engine.plan import (
     PAGES_PER_CHUNK,
@@ -281,10 +282,21 @@ def _chunk_statement(scan: UndoScan, state: PlanState, chunk: _Chunk) -> Stateme
         undo=state.identifier,
         backup=scan.undone.plan.identifier,
         found=query("rollback", found, candidates=candidates),
-        noted=query("rollback", "note_restored", undo=state.identifier)
+        class_cast=_class_cast(scan.tables),
+        noted=query(
+            "rollback",
+            "note_restored",
+            undo=state.identifier,
+            class_cast=_class_cast(scan.tables),
+        )
         if scan.options.dry_run
         else sql.SQL(""),
     )
+
+
+def _class_cast(tables: MarketTables) -> sql.Composable:
+    """Of what the backup holds: the column may have become an enum since, which takes no text."""
+    return sql.SQL("::text") + class_cast(tables) if tables.asset_class_is_enum else sql.SQL("")
 
 
 def _count_restored(scan: UndoScan, cursor: Cursor[TupleRow], records: int, seqs: str) -> None:
@@ -312,7 +324,13 @@ def _add_rest(scan: UndoScan, state: PlanState) -> None:
         _let_it_hash(scan, cursor)
         chosen = scan.undone.chosen(query("rollback", "not_found_yet", undo=state.identifier))
         row = cursor.execute(
-            query("rollback", "add_rest", undo=state.identifier, chosen=chosen),
+            query(
+                "rollback",
+                "add_rest",
+                undo=state.identifier,
+                chosen=chosen,
+                class_cast=_class_cast(scan.tables),
+            ),
             {**scan.undone.values, "last_seq": state.planned},
         ).fetchone()
         after.add(NOWHERE, int(row[0]) if row else 0)

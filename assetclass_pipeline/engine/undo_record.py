@@ -4,10 +4,11 @@ Belongs here: judging what batches and sweep had to leave, and the record of wha
 Does not: writing rows of the market table.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from uuid import UUID
 
-from psycopg import Cursor, sql
+from psycopg import Connection, Cursor, sql
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import transaction
@@ -17,9 +18,11 @@ from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.engine.plan import PlanState
 from assetclass_pipeline.engine.running import summarise
 from assetclass_pipeline.engine.sweeping import tables_here
-from assetclass_pipeline.engine.undo_check import Undone, changed, standing
+from assetclass_pipeline.engine.undo_check import Undoing, Undone, changed, standing
 from assetclass_pipeline.engine.work import Work
+from assetclass_pipeline.errors import LaterCorrectionError
 from assetclass_pipeline.model.operation import SkipReason
+from assetclass_pipeline.settings import Settings
 
 _ROWS_AT_ONCE = 5000
 
@@ -49,24 +52,27 @@ def settle_left(work: Work, undone: Undone) -> None:
 
 
 def settle_unfound(work: Work, undone: Undone) -> int:
-    """The same for the rows of a dry run that its scan has not met; returns how many it unplans."""
-    unplanned = 0
+    """The same for the rows of a dry run that its scan has not met; returns how many it leaves."""
 
     def unfound(cursor: Cursor[TupleRow], after: int) -> list[int]:
         return _seqs(cursor, "unfound_rows", work, after)
 
     def settle(cursor: Cursor[TupleRow], work: Work, undone: Undone, fates: _Fates) -> None:
-        nonlocal unplanned
         _record_conflicts(cursor, work, undone, fates)
         values = {**undone.key, "records": len(fates.restored)}
         cursor.execute(query("rollback", "count_restored"), values)
         gone = [*fates.restored, *fates.changed, *fates.deleted, *fates.unknown]
         statement = query("rollback", "unplan", undo=work.plan.identifier)
-        row = cursor.execute(statement, {"seqs": gone}).fetchone()
-        unplanned += int(row[0]) if row else 0
+        cursor.execute(statement, {"seqs": gone})
+
+    def count() -> int:
+        with transaction(work.holder.connection, work.holder.settings, read_only=True) as cursor:
+            statement = query("rollback", "count_unfound", undo=work.plan.identifier)
+            row = cursor.execute(statement).fetchone()
+        return int(row[0]) if row else 0
 
     _judge(work, undone, unfound, settle)
-    return unplanned
+    return work.holder.attempt(count)
 
 
 def _judge(
@@ -172,9 +178,12 @@ def _forget_conflicts(work: Work, undone: Undone) -> None:
 
 
 def record_undone(
-    cursor: Cursor[TupleRow], undone: Undone, undo: PlanState, *, is_partial: bool
+    cursor: Cursor[TupleRow], key: Mapping[str, object], undo: PlanState, *, is_partial: bool
 ) -> None:
-    """Keep which rows of the correction have their old value back by this rollback's batches."""
+    """Keep which rows of the correction have their old value back by a rollback's batches.
+
+    `key` names both operations; `undo` is the rollback's plan.
+    """
     if not undo.complete:
         return
     written = query(
@@ -184,7 +193,7 @@ def record_undone(
         changed_seqs=changed("correction_id"),
         standing_seqs=standing("undone", besides="correction_id"),
     )
-    cursor.execute(query("rollback", "record_undone", written=written), undone.key)
+    cursor.execute(query("rollback", "record_undone", written=written), key)
 
 
 def mark_rolled_back(cursor: Cursor[TupleRow], undone: Undone, undo: PlanState) -> None:
@@ -196,18 +205,39 @@ def mark_rolled_back(cursor: Cursor[TupleRow], undone: Undone, undo: PlanState) 
     cursor.execute(statement, undone.key)
 
 
+def look_at(connection: Connection[TupleRow], settings: Settings, undoing: Undoing) -> Undone:
+    """What can be undone. Raises each refusal as its own error, like `Undoing.look`.
+
+    Where a later correction stands in the way, what killed rollbacks have put back is put on record
+    first: what came after them wrote those rows anew, and is no reason to stop.
+    """
+    try:
+        return undoing.look(connection)
+    except LaterCorrectionError:
+        timeout = f"{round(settings.session.scan_timeout * 1000)}ms"
+        with transaction(connection, settings, statement_timeout=timeout) as cursor:
+            found = [*_record_cut_off(cursor, undoing.key)]
+        if not found:
+            raise
+    return undoing.look(connection)
+
+
 def record_cut_off(holder: Holder, undone: Undone) -> None:
     """Keep what earlier rollbacks of the correction put back that could not say so themselves."""
     with transaction(holder.connection, holder.settings, statement_timeout="0") as cursor:
-        earlier = cursor.execute(query("rollback", "cut_off"), undone.key).fetchall()
-        for rollback_id, plan in earlier:
-            undo = PlanState.model_validate(plan)
-            names = {"schema": undo.schema_name, "table": undo.table_name}
-            exists = cursor.execute(query("plan", "table_exists"), names).fetchone()
-            if exists is not None and exists[0]:
-                of_earlier = Undone(
-                    undone.correction_id, rollback_id, undone.plan, undone.is_chosen
-                )
-                record_undone(cursor, of_earlier, undo, is_partial=True)
-                summarise(cursor, rollback_id, undo, dry_run=False)
+        for rollback_id, undo in _record_cut_off(cursor, undone.key):
+            summarise(cursor, rollback_id, undo, dry_run=False)
         holder.require_ours(cursor)
+
+
+def _record_cut_off(
+    cursor: Cursor[TupleRow], key: Mapping[str, object]
+) -> Iterator[tuple[UUID, PlanState]]:
+    """Record them one after the other: (rollback, its plan)."""
+    for rollback_id, plan in cursor.execute(query("rollback", "cut_off"), key).fetchall():
+        undo = PlanState.model_validate(plan)
+        names = {"schema": undo.schema_name, "table": undo.table_name}
+        exists = cursor.execute(query("plan", "table_exists"), names).fetchone()
+        if exists is not None and exists[0]:
+            record_undone(cursor, {**key, "correction_id": rollback_id}, undo, is_partial=True)
+            yield rollback_id, undo

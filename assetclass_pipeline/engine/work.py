@@ -10,6 +10,7 @@ from typing import Protocol
 from psycopg import Cursor, sql
 from psycopg.rows import TupleRow
 
+from assetclass_pipeline.database.catalogue import is_part
 from assetclass_pipeline.database.connections import transaction
 from assetclass_pipeline.database.market_tables import Leaf, MarketTables
 from assetclass_pipeline.database.queries import query
@@ -57,7 +58,8 @@ class Ahead:
     """What is known of a batch before its rows are touched.
 
     A symbol is stale when its class is derived differently now than it was planned. `file_node`
-    changes when something rewrites the leaf and with it all addresses.
+    changes when something rewrites the leaf and with it all addresses. A leaf that `is_gone` was
+    dropped or detached.
     """
 
     stale_symbols: list[str]
@@ -65,6 +67,7 @@ class Ahead:
     first_address: str
     last_address: str
     file_node: int | None
+    is_gone: bool
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -90,18 +93,20 @@ def look_ahead(cursor: Cursor[TupleRow], work: Work, in_batch: Condition, leaf: 
     stale = query("batch", "no_stale_symbols")
     if work.follows_symbols:
         stale = query("batch", "stale_symbols", symbols=work.tables.symbols, **parts)
+    still_there = is_part(sql.SQL("%(leaf)s::oid"))
     row = cursor.execute(
-        query("batch", "look_ahead", stale_symbols=stale, **parts),
+        query("batch", "look_ahead", stale_symbols=stale, is_part=still_there, **parts),
         {
             **in_batch.values,
             "blanks": blanks_of(cursor.connection),
             "relations": [work.tables.market_oid, *work.leaves],
             "leaf": leaf,
+            "market": work.tables.market_oid,
         },
     ).fetchone()
     if row is None or row[2] is None:
         raise plan_lost(work.holder)
-    return Ahead(list(row[0]), bool(row[1]), row[2], row[3], row[4])
+    return Ahead(list(row[0]), bool(row[1]), row[2], row[3], row[4], is_gone=not row[5])
 
 
 def refuse_rewritten(work: Work, rewritten: int) -> None:

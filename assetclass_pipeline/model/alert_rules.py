@@ -23,7 +23,8 @@ Causes, when each opens, and when it ends:
   cause of the check of the same name there, on which they only warn.
 - `run_failed:JOB`: a run failed that nothing else explains. Until a later run of the job succeeds.
 - `tick:NAME`: the newest tick of a sensor or schedule failed. Until a newer one did not.
-- `component:NAME`: exactly one component is unhealthy in two looks in a row. Until it is well.
+- `component:NAME`: one component is unhealthy in two looks in a row, or in three while others come
+  and go beside it. Until it is well.
 - `service`: two or more are. Until fewer than two are unhealthy.
 
 One trouble is one alert. Three checks of `quality_report` are conditions of the guide's: with each
@@ -37,6 +38,7 @@ blocking check that stopped it, and a component by the alert that speaks of the 
 violation, and a dry run proves nothing.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -61,12 +63,17 @@ HIGH_ORPHANED_RECORDS: Final = "high_orphaned_records"
 SERVICE: Final = "service"
 # So many unhealthy components are one SERVICE_DEGRADED instead of an alert each.
 _DEGRADED: Final = 2
+# Of one that is unhealthy for so many looks people are told, although others have just failed too
+# and may be about to make it a degraded service.
+_LONGEST_WAIT: Final = 3
 
 TOLD_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "operation": ("operation_failed:", "sla:"),
     "requests": ("sla:",),
 }
 """Components that are not judged while an alert is open whose cause begins like this."""
+
+_LONGEST_CAUSE: Final = 400
 
 _GUIDES_CHECKS: Final = {
     QUALITY_SCORE_CHECK: (LOW_DATA_QUALITY, AlertType.LOW_DATA_QUALITY),
@@ -165,7 +172,7 @@ def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
     findings.append(
         _of_check(
             facts,
-            f"check:{QUALITY_REPORT if on_integrity else facts.asset}:{facts.check}",
+            _named("check", QUALITY_REPORT if on_integrity else facts.asset, facts.check),
             AlertType.ASSET_CHECK_FAILED,
             # From the guide's level on it is the other alert's.
             holds=not facts.passed and not (many and on_quality),
@@ -175,6 +182,15 @@ def judge_check(facts: CheckFacts, limits: AlertLimits) -> list[Finding]:
         )
     )
     return findings
+
+
+def _named(*parts: str) -> str:
+    """A cause with names that others give, who limit no length, as short as an index needs it."""
+    cause = ":".join(parts)
+    if len(cause) <= _LONGEST_CAUSE:
+        return cause
+    digest = hashlib.sha256(cause.encode(errors="replace")).hexdigest()
+    return f"{cause[:_LONGEST_CAUSE]} {digest[:16]}"
 
 
 def _severity(facts: CheckFacts) -> Severity:
@@ -216,7 +232,7 @@ def judge_run(facts: RunFacts) -> Finding | None:
     verb = "succeeded" if facts.succeeded else "failed"
     said = f": {facts.message}" if facts.message else "."
     return Finding(
-        f"run_failed:{facts.job}",
+        _named("run_failed", facts.job),
         _TYPES_OF_JOBS.get(facts.job, AlertType.RUN_FAILED),
         holds=not facts.succeeded,
         summary=f"Run {facts.run_id} of {facts.job} {verb}{said}",
@@ -239,14 +255,14 @@ def judge_tick(facts: TickFacts) -> Finding:
 
 def judge_components(
     components: Mapping[str, ComponentFacts],
-    failed_before: AbstractSet[str],
+    looks_before: Mapping[str, int],
     unresolved: AbstractSet[str],
 ) -> list[Finding]:
     """What a look at all components means.
 
-    `failed_before` are those that the look before this one found unhealthy: once is a flicker.
-    `unresolved` are the causes of alerts that are open; a component's stays until it is well,
-    whatever the others do.
+    `looks_before` says of each that the look before this one found unhealthy in how many looks in a
+    row it was so: once is a flicker. `unresolved` are the causes of alerts that are open; a
+    component's stays until it is well, whatever the others do.
     """
     components = {
         name: one
@@ -254,7 +270,7 @@ def judge_components(
         if not any(cause.startswith(TOLD_ELSEWHERE.get(name, ())) for cause in unresolved)
     }
     failing = {name: one for name, one in components.items() if not one.is_healthy}
-    steady = {name: one for name, one in failing.items() if name in failed_before}
+    steady = {name: one for name, one in failing.items() if name in looks_before}
     findings = [
         _component(name, ComponentFacts(is_healthy=True))
         for name in components
@@ -266,9 +282,12 @@ def judge_components(
         )
     if len(steady) >= _DEGRADED:
         findings.append(_degraded_service(steady))
-    elif len(failing) == 1 and steady:
+    elif steady:
         [(name, one)] = steady.items()
-        findings.append(_component(name, one))
+        if len(failing) == 1:
+            findings.append(_component(name, one))
+        elif looks_before[name] + 1 >= _LONGEST_WAIT:
+            findings.append(replace(_component(name, one), told_by=SERVICE))
     # What is not judged any more can never get well.
     gone = {
         cause

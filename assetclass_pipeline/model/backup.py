@@ -43,15 +43,17 @@ class BackupFacts:
     """What decides about one backup table.
 
     `intact` tells whether its checksum was equal when it was last verified; None: never verified.
-    `has_batches` tells whether its operation has changed or tried any row, `is_overtaken` whether a
-    rollback has begun since, so that it cannot go on. `rollback` is one that reads the table, or
-    began to and can go on: (correctionId, status).
+    `has_batches` tells whether its operation has changed or tried any row, `is_complete` whether
+    its plan is, which comes before any batch, `is_overtaken` whether a rollback has begun since, so
+    that it cannot go on. `rollback` is one that reads the table, or began to and can go on:
+    (correctionId, status).
     """
 
     kind: Kind
     status: Status
     expires_at: datetime
     has_batches: bool
+    is_complete: bool = True
     is_overtaken: bool = False
     intact: bool | None = None
     rolled_back_by: str | None = None
@@ -69,6 +71,11 @@ class BackupFacts:
         first stands here alone.
         """
         return self.rolled_back_by is not None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether its operation ended while it was planned: there is nothing to restore from it."""
+        return not (self.is_complete or self.has_batches)
 
 
 class Verdict(StrEnum):
@@ -125,7 +132,7 @@ def decide(facts: BackupFacts, now: datetime) -> Decision:
     """Whether a cleanup drops the table.
 
     Only one that is expired, not held, not needed, and whose archive will hold what was written:
-    verified, or superseded so that a damaged one is no loss.
+    verified, or superseded or never used so that a damaged one is no loss.
     """
     if facts.dropped_at is not None:
         return Decision(Verdict.KEEP, f"was dropped: {facts.drop_reason}")
@@ -143,6 +150,10 @@ def _decide_expired(facts: BackupFacts) -> Decision:
     if facts.is_superseded:
         return Decision(
             Verdict.DROP, f"{expired}; everything was put back by rollback {facts.rolled_back_by}"
+        )
+    if facts.is_unused:
+        return Decision(
+            Verdict.DROP, f"{expired}; its plan was never completed, and no row was changed from it"
         )
     if facts.intact is None:
         return Decision(Verdict.VERIFY_FIRST, f"{expired} and was never verified")

@@ -132,7 +132,10 @@ class BackupTotals(WireModel):
 
 
 class ActiveOperation(WireModel):
-    """What keeps every other operation out; `seconds` since its start, or since its request."""
+    """What keeps every other operation out; `seconds` since its start, or since its request.
+
+    Left out is the time between an end and its resume, and that before its own window opened.
+    """
 
     correction_id: str
     kind: Kind

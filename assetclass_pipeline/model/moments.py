@@ -24,7 +24,7 @@ def parse_moment(name: str, said: str | None) -> datetime | None: ...
 
 
 def parse_moment(name: str, said: str | None) -> datetime | None:
-    """ISO 8601; UTC unless it says otherwise; None of nothing.
+    """ISO 8601, UTC unless it says otherwise, as UTC; None of nothing.
 
     `name` is the option's, for the message. Raises InvalidOptionsError.
     """
@@ -32,11 +32,12 @@ def parse_moment(name: str, said: str | None) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(said)
-    except ValueError:
+        # Whoever shows it again says UTC.
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise InvalidOptionsError(
             f"{name} {said[:60]}: write a time like 2026-11-25 or 2026-11-25T02:00:00Z."
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def parse_span(name: str, said: str) -> timedelta:

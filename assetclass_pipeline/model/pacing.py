@@ -138,10 +138,17 @@ class Pacing(WireModel):
     search: Search = Search()
 
 
-def begin(start: int, bounds: Bounds, profile: Profile) -> Pacing:
-    """Pacing of an operation that measured nothing yet; two workers at most, one when gentle."""
+def begin(
+    start: int, bounds: Bounds, profile: Profile, seconds_per_row: float | None = None
+) -> Pacing:
+    """Pacing of an operation that measured nothing yet; two workers at most, one when gentle.
+
+    Its first batch has `start` rows, or as many as take the target where a row is known to cost
+    more: nobody can cut the first one short.
+    """
+    rows = min(start, profile.target_seconds / seconds_per_row) if seconds_per_row else start
     return Pacing(
-        batch_size=bounds.size(start),
+        batch_size=bounds.size(rows),
         workers=bounds.worker_count(min(2, profile.workers)),
         search=Search(up_wait=WINDOWS_BEFORE_A_TRIAL),
     )

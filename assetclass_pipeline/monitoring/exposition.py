@@ -186,7 +186,8 @@ def _active(metrics: Metrics) -> Iterator[Metric]:
     yield running
     yield _labelled_gauge(
         "assetclass_operation_active_seconds",
-        "Since the active operation was requested (requested) or began (any other status).",
+        "Since the active operation was requested (requested) or began (any other status), without "
+        "the time before its own window opened.",
         "status",
         {active.status.value: active.seconds} if active else {"none": 0},
     )

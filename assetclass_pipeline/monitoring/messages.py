@@ -13,7 +13,7 @@ from typing import Final
 from assetclass_pipeline.model.alert import Alert, AlertType, Severity
 from assetclass_pipeline.model.alert_life import is_about_the_end
 from assetclass_pipeline.model.alert_rules import INCIDENT
-from assetclass_pipeline.model.operation import Operation, Status
+from assetclass_pipeline.model.operation import ACTIVE, RESUMABLE, Operation, Status
 from assetclass_pipeline.settings import AlertSettings, Settings
 
 TITLE_MOST: Final = 120
@@ -34,12 +34,19 @@ _NOT_TOLD = frozenset({INCIDENT, _TO_DO, "unit", "asset", "check", "measuredAt",
 _UNITS = {"percent": " %", "seconds": " s", "seconds per row": " s a row"}
 _IN_UNITS = frozenset({"value", "limit"})
 _SMALL = 0.1
+# What repeats is bounded: errors of others may be long, and looking through them must take no time.
 _SECRETS = (
-    (re.compile(r"(\w://[^\s:/@]*):[^\s/]*@"), r"\1:****@"),
+    # To the last @ of the word: a password may hold any character that somebody forgot to encode.
+    (re.compile(r"(\w://[^\s:/@]{0,200}):\S{0,500}@"), r"\1:****@"),
+    # Of libpq, of an environment (PGPASSWORD=), of a query, and as JSON or Python write it.
     (
-        re.compile(r"(?i)\b(password|passwd|pwd|secret|token|api[_-]?key)(\s*[=:]\s*)[^\s,;&]+"),
-        r"\1\2****",
+        re.compile(
+            r"(?i)((?:password|passwd|pwd|secret|token|api[_-]?key)\w{0,40}[\"']?\s{0,9}[=:]\s{0,9})"
+            r"(?:\"(?:[^\"\\]|\\.){0,500}\"|'(?:[^'\\]|\\.){0,500}'|[^\s,;&]+)"
+        ),
+        r"\1****",
     ),
+    (re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}"), r"\1****"),
 )
 
 
@@ -104,9 +111,10 @@ ADVICE: Final = {
         "assetclass doctor",
     ),
     AlertType.HIGH_ERROR_RATE: Advice(
-        "Pause it, then look which rows the database refuses and why.",
+        "Look which rows the database refuses and why, mend that, then resume it: it tries them "
+        "once more.",
         "assetclass status {id}",
-        "assetclass pause {id}",
+        "assetclass resume {id}",
     ),
     AlertType.LOW_DATA_QUALITY: Advice(
         "See which symbols and months are damaged, preview a correction, then run it.",
@@ -161,6 +169,48 @@ ADVICE: Final = {
 }
 """What to do first, by type; each has a whole page in docs/runbooks."""
 
+_ENDED: Final = "ended"
+"""Of an operation that was at work when it was found, and is not any more."""
+
+ADVICE_BY_STATUS: Final[Mapping[AlertType, Mapping[str, Advice]]] = {
+    AlertType.SLA_VIOLATION: {
+        Status.REQUESTED: Advice(
+            "Nobody begins it: the daemon, the sensor operation_requests or the code is amiss. It "
+            "is kept, and begins once that is mended.",
+            "assetclass health",
+            "assetclass doctor",
+        ),
+        Status.SUCCEEDED: Advice(
+            "It is done, and took too long: see what it waited for, before the next one does.",
+            "assetclass status {id}",
+            "assetclass report performance",
+        ),
+        **dict.fromkeys(
+            (*sorted(RESUMABLE), _ENDED),
+            Advice(
+                "It is not at work any more: see how far it came, then resume it, or do the rest "
+                "in parts.",
+                "assetclass status {id}",
+                "assetclass resume {id}",
+            ),
+        ),
+    },
+    AlertType.HIGH_ERROR_RATE: {
+        Status.RUNNING: Advice(
+            "Pause it, then look which rows the database refuses and why.",
+            "assetclass status {id}",
+            "assetclass pause {id}",
+        ),
+        Status.SUCCEEDED: Advice(
+            "Look which rows the database refuses and why, and mend that; then try them again.",
+            "assetclass status {id}",
+            "assetclass execute --batch-size 100 --max-records 1000 --dry-run",
+        ),
+    },
+}
+"""What to do instead where the alert's operation stands like this: what is over cannot be paused,
+and what has not begun cannot be made gentle."""
+
 
 def kind_of(occasion: str) -> str:
     """The first word of an occasion: opened, reopened, escalated, reminder, resolved."""
@@ -175,6 +225,19 @@ def message_of(alert: Alert, occasion: str, around: Surroundings) -> Message:
     body = "\n".join(f"{name}: {said}" for name, said in lines if said)
     title = _title(alert, occasion, around)
     return Message(title, body, alert.severity, is_over=is_over)
+
+
+def advice_for(alert: Alert, status: str | None = None) -> Advice:
+    """The next step for an alert; `status` is its operation's, where not as when it was found."""
+    known = status or str(alert.details.get("status", ""))
+    return ADVICE_BY_STATUS.get(alert.alert_type, {}).get(known, ADVICE[alert.alert_type])
+
+
+def _advice_now(alert: Alert, around: Surroundings) -> Advice:
+    active = around.active
+    if active is not None and active.correction_id == alert.correction_id:
+        return advice_for(alert, active.status)
+    return advice_for(alert, _ENDED if alert.details.get("status") in ACTIVE else None)
 
 
 def one_line(said: str, most: int) -> str:
@@ -212,7 +275,7 @@ def _title(alert: Alert, occasion: str, around: Surroundings) -> str:
 
 
 def _open(alert: Alert, occasion: str, around: Surroundings) -> Iterable[tuple[str, str]]:
-    advice, settings = ADVICE[alert.alert_type], around.settings
+    advice, settings = _advice_now(alert, around), around.settings
     if kind_of(occasion) == "reminder":
         yield "Unacknowledged", f"for {_age(alert, around)}; now level {alert.level}"
     yield "What", alert.summary
@@ -222,7 +285,7 @@ def _open(alert: Alert, occasion: str, around: Surroundings) -> Iterable[tuple[s
         yield name.capitalize(), said
     yield "Since", f"{_moment(alert.opened_at)}, {_age(alert, around)} ago; {_times(alert)}"
     yield "Written now", _activity(around.active, alert)
-    yield "Do now", to_do(alert)
+    yield "Do now", to_do(alert, advice)
     yield "correctionId", alert.correction_id or ""
     yield "Look", _command(advice.look, alert)
     yield "Act", _command(advice.act, alert)
@@ -298,10 +361,10 @@ def _place(place: object) -> str:
     return " ".join(said)
 
 
-def to_do(alert: Alert) -> str:
-    """The next step: what the failed check itself says, or else that of the type's runbook."""
+def to_do(alert: Alert, advice: Advice) -> str:
+    """The next step: what the failed check itself says, or else that of the advice."""
     said = alert.details.get(_TO_DO)
-    return said if isinstance(said, str) and said else ADVICE[alert.alert_type].step
+    return said if isinstance(said, str) and said else advice.step
 
 
 def _value(value: object) -> str:

@@ -17,6 +17,9 @@ from assetclass_pipeline.model.operation import Kind, Status
 from assetclass_pipeline.model.quality import percent
 from assetclass_pipeline.model.wire import Moment, Percent, Seconds, WireModel
 
+# Long before this program; reports look back for several times as long as their period.
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 class Period(WireModel):
     """What a report is about: `since` <= t < `until`."""
@@ -30,6 +33,11 @@ class Period(WireModel):
         if since is not None and since >= until:
             raise InvalidOptionsError(
                 f"since: {since:%Y-%m-%d %H:%M} is not in the past; name an earlier moment"
+            )
+        if since is not None and since < _EARLIEST:
+            raise InvalidOptionsError(
+                f"since: nothing can be of {since:%Y-%m-%d}; name a moment after "
+                f"{_EARLIEST:%Y-%m-%d}"
             )
         return cls(since=since or until - usual, until=until)
 
@@ -57,6 +65,7 @@ class OperationLine(WireModel):
     requested_at: Moment
     duration_seconds: Seconds | None
     records_planned: int | None
+    records_attempted: int
     records_corrected: int
     records_failed: int
     batches: int
@@ -77,7 +86,8 @@ class Outcome(WireModel):
     """How operations of a period fared; None where there is nothing to tell.
 
     `success_rate` is the percentage of `operations` that succeeded; `error_rate` that of attempted
-    rows that the database refused. Durations are medians and the longest one.
+    rows (planned ones that batches dealt with) that the database refused. Corrections correct rows,
+    rollbacks restore them. Durations are medians and the longest one.
     """
 
     operations: int
@@ -85,6 +95,7 @@ class Outcome(WireModel):
     rolled_back: int
     success_rate: Percent | None
     records_corrected: int
+    records_restored: int
     records_failed: int
     error_rate: Percent | None
     duration_median: Seconds | None
@@ -98,9 +109,8 @@ def outcome_of(lines: Iterable[OperationLine]) -> Outcome:
     """The sums; dry runs and parked plans are left out."""
     counted = [line for line in lines if line.counts]
     by_status = {status: _having(counted, status) for status in Status if _having(counted, status)}
-    corrected = sum(line.records_corrected for line in counted)
     failed = sum(line.records_failed for line in counted)
-    attempted = corrected + failed
+    attempted = sum(line.records_attempted for line in counted)
     durations = [line.duration_seconds for line in counted if line.duration_seconds is not None]
     rates = [line.records_per_second for line in counted if line.records_per_second]
     succeeded = by_status.get(Status.SUCCEEDED, 0)
@@ -109,7 +119,8 @@ def outcome_of(lines: Iterable[OperationLine]) -> Outcome:
         by_status=by_status,
         rolled_back=sum(line.rolled_back_by is not None for line in counted),
         success_rate=percent(succeeded, len(counted), of_nothing=0) if counted else None,
-        records_corrected=corrected,
+        records_corrected=_written(counted, Kind.CORRECTION),
+        records_restored=_written(counted, Kind.ROLLBACK),
         records_failed=failed,
         error_rate=percent(failed, attempted, of_nothing=0) if attempted else None,
         duration_median=middle(durations),
@@ -122,6 +133,10 @@ def outcome_of(lines: Iterable[OperationLine]) -> Outcome:
 
 def _having(lines: Sequence[OperationLine], status: Status) -> int:
     return sum(line.status is status for line in lines)
+
+
+def _written(lines: Sequence[OperationLine], kind: Kind) -> int:
+    return sum(line.records_corrected for line in lines if line.kind is kind)
 
 
 def middle(values: Sequence[float]) -> float | None:

@@ -177,6 +177,12 @@ def test_maintenance_windows(told: Command, market: Market) -> None:
         (["snooze", "7", "--for", "1h", "--until", "2026-11-25"], 2, "--for 2h"),
         (["maintenance", "start", "--for", "1h"], 2, "--reason"),
         (["maintenance", "start", "--for", "99999d", "--reason", "x"], 2, "30 days"),
+        # Whatever zone a time is given in, it is said in UTC.
+        (
+            ["maintenance", "start", "--until", "2020-01-01T03:00+03:00", "--reason", "x"],
+            2,
+            "to 2020-01-01 00:00 UTC",
+        ),
         (
             ["maintenance", "start", "--for", "1h", "--reason", "x", "--type", "BAD"],
             2,

@@ -110,6 +110,8 @@ def test_cleanup(assetclass: Command, market: Market, corrected: str) -> None:
     restored = assetclass("backups", "restore-archive", corrected)
     assert restored.status == 0, restored.explain()
     assert "holds 60 rows" in restored.out
+    table = f"archived_{corrected.replace('-', '')}"
+    assert f"roll_back.sql -v backup_schema=assetclass -v backup_table={table}" in restored.out
     assert assetclass("backups", "verify", "--all", "--json").document["passed"] is True
 
 

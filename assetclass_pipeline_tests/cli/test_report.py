@@ -62,7 +62,13 @@ def test_scripts_get_one_document(assetclass: Command, corrected: Market, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("since", "says"), [("yesterday", "write a time like"), ("2999-01-01", "earlier moment")]
+    ("since", "says"),
+    [
+        ("yesterday", "write a time like"),
+        ("0001-01-01T00:00+05:00", "write a time like"),
+        ("2999-01-01", "earlier moment"),
+        ("0001-01-01", "after 1970-01-01"),
+    ],
 )
 def test_a_period_that_is_none(assetclass: Command, market: Market, since: str, says: str) -> None:
     refused = assetclass("report", "performance", "--since", since)

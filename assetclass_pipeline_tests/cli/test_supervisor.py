@@ -1,5 +1,6 @@
 """`up`: what it starts, that it keeps it alive, and that nothing of it is ever left behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +29,14 @@ from dagster._core.execution.api import execute_run
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from assetclass_pipeline.cli import up as up_module
+from assetclass_pipeline.cli.api_service import api_service
+from assetclass_pipeline.cli.dagster_services import DagsterServices
 from assetclass_pipeline.cli.marked_processes import MARK_VARIABLE, marked_processes
 from assetclass_pipeline.cli.supervisor import Service, StopSignals, Supervisor
+from assetclass_pipeline.cli.up import EmbeddedDatabase
 from assetclass_pipeline.database.embedded import EmbeddedServer
+from assetclass_pipeline.database.embedded.data_directory import DataDirectory
 from assetclass_pipeline.defs.dagster_home import code_server_directory
 from assetclass_pipeline.defs.instance import (
     PROCESS_TAG,
@@ -37,7 +45,7 @@ from assetclass_pipeline.defs.instance import (
     process_tags,
     remote_job_origin,
 )
-from assetclass_pipeline.errors import ServicesError
+from assetclass_pipeline.errors import EmbeddedServerError, ServicesError
 from assetclass_pipeline.settings import Settings, load_settings
 from assetclass_pipeline_tests.ports import free_port
 
@@ -311,6 +319,39 @@ def test_a_killed_up_leaves_no_process(settings: Settings) -> None:
 
 
 @pytest.mark.dagster_services
+def test_an_embedded_database_that_dies_is_started_again(settings: Settings) -> None:
+    with up(settings) as started:
+        started.wait_for("Ready")
+        state, children = started.state, psutil.Process(started.process.pid).children(True)
+        server = EmbeddedServer(settings.home / "postgres")
+        url = server.running_url()
+
+        postmaster = DataDirectory(settings.home / "postgres").data / "postmaster.pid"
+        psutil.Process(int(postmaster.read_text().splitlines()[0])).kill()
+
+        started.wait_for("The database ended; starting it again")
+        started.wait_for("The database is back")
+        assert server.running_url() == url
+        # Who used the old one goes on with the new one, once each old connection has failed.
+        runs: list[str] = []
+
+        def launched() -> bool:
+            with suppress(urllib.error.HTTPError):
+                runs.append(started.launch())
+            return bool(runs)
+
+        wait_until(launched)
+        with (
+            EmbeddedServer(settings.home / "postgres") as user,
+            open_instance(settings, user.url()) as instance,
+        ):
+            wait_until(lambda: _status_of(instance, runs[0]) is dg.DagsterRunStatus.SUCCESS)
+        children += psutil.Process(started.process.pid).children(recursive=True)
+        assert started.end(signal.SIGINT) == 0
+    _assert_nothing_left(state, children)
+
+
+@pytest.mark.dagster_services
 def test_sigterm_while_starting_leaves_no_process(settings: Settings) -> None:
     with up(settings) as started:
         started.wait_for("Checking the definitions")
@@ -399,6 +440,46 @@ def test_runs_whose_process_is_gone_are_ended_and_others_are_not(
 # The supervisor alone, with services that are one line of Python each.
 
 
+def test_a_database_that_cannot_be_started_again_is_told_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    answers = iter(["full", "full", "broken", "url", "other"])
+
+    @contextmanager
+    def opened(_: Settings) -> Iterator[str]:
+        answer = next(answers)
+        if answer in {"full", "broken"}:
+            raise EmbeddedServerError(answer)
+        yield answer
+
+    monkeypatch.setattr(up_module, "open_database", opened)
+    database = EmbeddedDatabase(settings, "url", said.append, interval=0)
+    for _ in range(4):
+        database.look()
+    ended, back = "The database ended; starting it again ...", "The database is back."
+    assert said == [ended, "full", "broken", back]
+    with pytest.raises(ServicesError, match="another address"):
+        database.look()
+    assert said[4:] == [ended]
+
+
+def test_what_is_no_service_is_looked_after_too(tmp_path: Path) -> None:
+    looks: list[float] = []
+    supervisor, _ = _supervisor(tmp_path, [[_service("only", "import time; time.sleep(60)")]])
+
+    def look() -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 3:
+            supervisor.signals.count = 1
+
+    supervisor.look_around = look
+    supervisor.start()
+    supervisor.watch()
+    supervisor.stop()
+    assert len(looks) == 3
+
+
 def test_services_stop_in_reverse_order(tmp_path: Path) -> None:
     order: list[str] = []
     first = _service("first", "import time; time.sleep(60)", before_stop=lambda: order.append("1"))
@@ -455,6 +536,99 @@ def test_a_service_that_keeps_ending_is_given_up(tmp_path: Path) -> None:
     assert sum("starting it again" in line for line in said) == 2
 
 
+def test_a_log_that_somebody_removed_stops_nobody(tmp_path: Path) -> None:
+    first = _service("first", "import time; time.sleep(60)")
+    brief = _service("brief", "import time; time.sleep(0.3); exit(3)")
+    supervisor, said = _supervisor(tmp_path, [[first, brief]])
+    supervisor.start()
+    shutil.rmtree(supervisor.logs)
+    # It also starts the other one again, whose log has no directory to be in.
+    with pytest.raises(ServicesError, match="brief ended with status 3 after 2 restarts"):
+        supervisor.watch()
+    assert sum("starting it again" in line for line in said) == 2
+    assert [one.service.name for one in supervisor._running if one.process.poll() is None] == [
+        "first"
+    ]
+    supervisor.stop()
+
+
+def test_a_large_log_is_moved_aside_and_on_a_full_disk_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = _service("talkative", "import time; time.sleep(60)")
+    supervisor, _ = _supervisor(tmp_path, [[service]])
+    supervisor.largest_log = 10
+    log, before = supervisor.log_path(service), tmp_path / "logs" / "talkative.1.log"
+    supervisor.start()
+    log.write_text("0123456789a")
+    supervisor._look_after(supervisor._running[0])
+    assert (log.read_text(), before.read_text()) == ("", "0123456789a")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    log.write_text("0123456789b")
+    supervisor._look_after(supervisor._running[0])
+    assert (log.read_text(), before.read_text()) == ("", "0123456789a")
+    supervisor.stop()
+
+
+def test_what_fails_before_a_stop_keeps_no_service_alive(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise OSError("too many open files")
+
+    first = _service("first", "import time; time.sleep(60)")
+    second = _service("second", "import time; time.sleep(60)", before_stop=fails)
+    supervisor, said = _supervisor(tmp_path, [[first], [second]])
+    supervisor.start()
+    supervisor.stop()
+    assert marked_processes(supervisor.mark) == []
+    assert said == ["Before the second is stopped: OSError: too many open files"]
+
+
+@pytest.mark.parametrize(("ignored", "counted"), [(False, 1), (True, 0)])
+def test_what_nohup_started_outlives_its_terminal(*, ignored: bool, counted: int) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with StopSignals().installed() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.count == counted
+        handled = signal.getsignal(signal.SIGHUP)
+        assert handled is (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("who", ["webserver", "api"])
+def test_a_service_that_ends_in_the_middle_of_its_answer_is_not_ready(
+    tmp_path: Path, who: str
+) -> None:
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{" if who == "webserver" else b"HT"
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        port = server.getsockname()[1]
+        answering = pool.submit(_answer_once, server, said)
+        if who == "webserver":
+            services = DagsterServices("module", "location", tmp_path, port, "mark")
+            [_, [service, _]] = services.stages(lambda: None)
+        else:
+            service = api_service(load_settings(api_port=port))
+        assert service.is_ready() is False
+        answering.result()
+
+
+def _answer_once(server: socket.socket, said: bytes) -> None:
+    connection, _ = server.accept()
+    with connection:
+        while b"\r\n\r\n" not in connection.recv(65_536):
+            pass
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        # What was not read would reset the connection before its answer is seen.
+        while connection.recv(65_536):
+            pass
+
+
 def _supervisor(directory: Path, stages: list[list[Service]]) -> tuple[Supervisor, list[str]]:
     said: list[str] = []
     supervisor = Supervisor(
@@ -485,6 +659,11 @@ def _service(
         start_timeout=start_timeout,
         before_stop=before_stop,
     )
+
+
+def _status_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus | None:
+    run = instance.get_run_by_id(run_id)
+    return None if run is None else run.status
 
 
 def _started_run(instance: dg.DagsterInstance, name: str) -> str:

@@ -356,6 +356,15 @@ class TestUsers:
         assert not server_processes(prepared)
         assert was_shut_down_cleanly(prepared)
 
+    def test_what_nohup_started_goes_on_without_its_terminal(self) -> None:
+        program = (
+            "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+            "from assetclass_pipeline.database.embedded import exit_on_termination\n"
+            "exit_on_termination(); os.kill(os.getpid(), signal.SIGHUP); print('alive')"
+        )
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+        assert (ended.returncode, ended.stdout.strip()) == (0, b"alive")
+
     def test_ctrl_c_of_the_starter_leaves_the_server_to_the_others(
         self, prepared: Path, start_user: StartUser
     ) -> None:

@@ -611,7 +611,7 @@ class TestForeignTables:
                     "ALTER TABLE market_data ALTER asset_class TYPE kind USING NULL",
                 ],
                 "",
-                "invalid input value for enum",
+                "public.kind",
             ),
         ],
     )

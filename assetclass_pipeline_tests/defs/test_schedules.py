@@ -24,7 +24,8 @@ from assetclass_pipeline_tests.engine.runs import keep_alive
 from assetclass_pipeline_tests.market import Market
 
 ACTIVE = "11111111-2222-4333-8444-555555555555"
-TONIGHT = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
+# Two days ahead, so that its window does not close under any test.
+TONIGHT = (datetime.now(UTC) + timedelta(days=2)).replace(hour=2, minute=0, second=0, microsecond=0)
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,14 @@ def storage() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def tick(market: Market, storage: dg.DagsterInstance) -> dg.RunRequest | str:
+def tick(
+    market: Market, storage: dg.DagsterInstance, night: datetime = TONIGHT
+) -> dg.RunRequest | str:
     """The run that the nightly schedule asks for, or why it asks for none."""
     defs = build_defs(settings=settings_of(market))
     with dg.build_schedule_context(
         instance=storage,
-        scheduled_execution_time=TONIGHT,
+        scheduled_execution_time=night,
         resources={"database": (defs.resources or {})["database"]},
     ) as context:
         decided = defs.resolve_schedule_def("nightly_correction").evaluate_tick(context)
@@ -74,7 +77,7 @@ def test_the_range_is_narrowed_to_the_damaged_months(
     request = tick(market, storage)
     assert months(request) == ("2023-02-01", "2023-03-01")
     assert isinstance(request, dg.RunRequest)
-    assert request.run_key == "2026-03-01T02:00+0000"
+    assert request.run_key == f"{TONIGHT:%Y-%m-%d}T02:00+0000"
 
 
 def test_rows_before_the_first_month_widen_it_to_that_month(
@@ -170,8 +173,18 @@ def test_a_nights_run_knows_when_its_window_closes(
 ) -> None:
     request = tick(market, storage)
     assert isinstance(request, dg.RunRequest)
-    assert request.tags["assetclass/stop_at"] == "2026-03-01T06:00:00+00:00"
+    assert request.tags["assetclass/stop_at"] == f"{TONIGHT:%Y-%m-%d}T06:00:00+00:00"
     assert "assetclass/resume" not in request.tags
+
+
+def test_a_night_that_is_over_is_not_made_up_for_by_day(
+    market: Market, storage: dg.DagsterInstance
+) -> None:
+    """The daemon was away all night: it evaluates the schedule when it is back."""
+    over = TONIGHT - timedelta(days=3)
+    said = tick(market, storage, over)
+    assert isinstance(said, str)
+    assert f"closed at {over:%Y-%m-%d} 06:00 UTC" in said
 
 
 @pytest.fixture

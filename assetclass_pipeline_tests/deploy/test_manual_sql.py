@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
@@ -15,9 +16,13 @@ import pytest
 from psycopg import sql
 
 from assetclass_pipeline.database import schema
+from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.embedded import Binaries, EmbeddedServer
 from assetclass_pipeline.demo.load import load_demo
 from assetclass_pipeline.demo.sources import SourceFiles
+from assetclass_pipeline.engine.archive_restore import restore_archive
+from assetclass_pipeline.engine.backup_cleanup import clean_up
+from assetclass_pipeline.engine.correction import correct
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline_tests.conftest import fresh_database
 from assetclass_pipeline_tests.deploy.psql import Psql, PsqlError, section, tables
@@ -391,6 +396,49 @@ def test_only_what_the_engine_wrote_is_put_back(market: Market, psql: Psql) -> N
     assert left == never_done | {skipped, undone}
 
 
+@pytest.mark.parametrize("create_backup", [True, False])
+def test_an_archive_is_put_back_with_the_same_care(
+    market: Market, psql: Psql, tmp_path: Path, create_backup: bool
+) -> None:
+    """Of a backup that has expired, or was never made: a table of another name elsewhere."""
+    settings = market.settings.model_copy(update={"archive_directory": tmp_path})
+    before = market.classes()
+    operation = correct(market.dsn, settings, request_of(create_backup=create_backup))
+    market.execute("UPDATE assetclass.backup SET expires_at = now() - interval '1 s'")
+    with connect(market.dsn, settings, purpose="test") as connection:
+        assert len(clean_up(connection, settings, by="test").dropped) == create_backup
+        restored = restore_archive(connection, settings, operation.correction_id, by="test")
+    table_again = sql.Identifier(*restored.table.split("."))
+    seqs = dict(market.rows("SELECT id, seq FROM {}", table_again))
+    changed, skipped, *rest = sorted(seqs)
+    market.execute(
+        "INSERT INTO assetclass.operation_skipped_row VALUES (%s, %s, 'locked')",
+        values=(operation.correction_id, seqs[skipped]),
+    )
+    market.execute("UPDATE market_data SET asset_class = 'LATER' WHERE id = %s", values=[changed])
+    corrected = market.classes()
+    schema_name, _, table = restored.table.partition(".")
+    assert psql.run("roll_back", backup_schema=schema_name).splitlines()[1].startswith(f"{table},")
+
+    told = psql.run("roll_back", backup_schema=schema_name, backup_table=table)
+
+    assert states(told, "Rows by a fresh look") == {
+        "restored": len(rest),
+        "conflict: changed since": 1,
+    }
+    assert market.classes() == corrected | {n: before[n] for n in rest}
+
+
+def test_old_values_are_cast_where_the_column_became_an_enum(market: Market, psql: Psql) -> None:
+    market.execute("UPDATE market_data SET asset_class = NULL")
+    before = market.classes()
+    operation = correct_now(market)
+    market.execute("CREATE TYPE class AS ENUM ('STOCK', 'CRYPTO')")
+    market.execute("ALTER TABLE market_data ALTER asset_class TYPE class USING asset_class::class")
+    psql.run("roll_back", backup_table=operation.backup_table)
+    assert market.classes() == before
+
+
 def test_a_class_is_cast_to_an_enum_and_updated_at_is_not_needed(
     make_market: MakeMarket, psql: Psql
 ) -> None:
@@ -460,7 +508,8 @@ def test_reasons_not_to_begin(market: Market, psql: Psql, script: str) -> None:
         psql.run(script, **given)
     # The runbook's statement for an operation that only seems to be active.
     market.execute(
-        "UPDATE assetclass.operation SET status = 'interrupted', epoch = epoch + 1 "
+        "UPDATE assetclass.operation "
+        "SET status = 'interrupted', epoch = epoch + 1, finished_at = clock_timestamp() "
         "WHERE status IN ('requested', 'running', 'paused')"
     )
     with pytest.raises(PsqlError, match=r'relation "public\.nowhere" does not'):
@@ -481,6 +530,8 @@ def test_a_publication_of_all_tables_is_a_reason_not_to_begin(market: Market, ps
     with pytest.raises(PsqlError, match="their replication stops"):
         psql.run("correct_in_batches")
     market.execute("DROP PUBLICATION everything")
+    if market.connection.info.server_version < 150_000:
+        return
     market.execute("CREATE PUBLICATION everything FOR TABLES IN SCHEMA public")
     with pytest.raises(PsqlError, match="their replication stops"):
         psql.run("correct_in_batches")

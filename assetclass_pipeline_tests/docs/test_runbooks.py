@@ -11,6 +11,7 @@ from typing import Any, get_args
 import psycopg
 import pytest
 import typer
+from psycopg.types.json import Jsonb
 from typer.main import get_command, get_group
 
 from assetclass_pipeline.api.refusals import ACTION
@@ -19,6 +20,7 @@ from assetclass_pipeline.cli.remote import API_FLAG, TOKEN_FILE_FLAG, to_the_fro
 from assetclass_pipeline.model.alert import AlertType
 from assetclass_pipeline.model.audit import Action
 from assetclass_pipeline.settings import Settings
+from assetclass_pipeline_tests.engine.runs import correct_now
 from assetclass_pipeline_tests.market import open_market
 
 ROOT = Path(__file__).parents[2]
@@ -228,6 +230,26 @@ def test_the_check_of_settings_checks(setting: str, is_one: bool) -> None:
 def test_every_setting_exists(page: Path) -> None:
     for setting in _SETTING.findall(page.read_text(encoding="utf-8")):
         assert exists(setting), setting
+
+
+@pytest.mark.parametrize("found_by", ["the verification", "the drill"])
+def test_a_failed_drill_is_found(database_url: str, found_by: str) -> None:
+    """The drill tries more than the verification, which may have passed."""
+    failed = {"passed": False, "problems": ["it failed"]}
+    passed = {"passed": True, "problems": []}
+    verification = failed if found_by == "the verification" else {**passed, "drill": failed}
+    with open_market(database_url) as market:
+        market.fill(20)
+        good, bad = correct_now(market, target_symbols=["S1"]), correct_now(market)
+        for operation, found in ((good, {**passed, "drill": passed}), (bad, verification)):
+            market.execute(
+                "UPDATE assetclass.backup SET verification = %s WHERE correction_id = %s",
+                values=[Jsonb(found), operation.correction_id],
+            )
+        (statement,) = blocks(RUNBOOKS / "recovery-drill-failed.md", "sql")
+        (row,) = market.connection.execute(statement.encode()).fetchall()
+    assert str(row[0]) == bad.correction_id
+    assert "it failed" in str(row)
 
 
 def test_every_statement_runs(database_url: str) -> None:

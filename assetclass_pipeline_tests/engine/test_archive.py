@@ -449,6 +449,11 @@ def test_what_cannot_become_a_table_again(
     market.execute("ALTER TABLE market_data ALTER symbol TYPE varchar(1) USING 'S'")
     with pytest.raises(ArchiveError, match="value too long"):
         restore()
+    market.execute("ALTER TABLE market_data ALTER symbol TYPE text")
+    market.execute("CREATE DOMAIN klass AS text NOT NULL")
+    market.execute("ALTER TABLE market_data ALTER asset_class TYPE klass")
+    with pytest.raises(ArchiveError, match="does not allow null values"):
+        restore()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

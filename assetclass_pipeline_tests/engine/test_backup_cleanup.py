@@ -4,17 +4,22 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg import Connection, sql
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import connect, transaction
-from assetclass_pipeline.engine import backup_cleanup
-from assetclass_pipeline.engine.archive import archives, find_rows, register_archive
+from assetclass_pipeline.engine import backup_cleanup, row_history
+from assetclass_pipeline.engine.archive import (
+    archives,
+    find_rows,
+    register_archive,
+)
 from assetclass_pipeline.engine.backup_cleanup import clean_up
 from assetclass_pipeline.engine.backup_verification import verify_all
 from assetclass_pipeline.engine.backups import hold, list_backups
@@ -209,6 +214,56 @@ def test_a_parked_plan_that_nobody_used_goes_and_can_still_be_resumed(
     assert the_backup(connection, settings).state is BackupState.KEPT
 
 
+@pytest.mark.parametrize("step", ["plan._add_chunk", "plan.complete_plan"])
+def test_a_plan_that_was_never_completed_goes_and_can_still_be_resumed(
+    market: Market,
+    settings: Settings,
+    connection: Connection[TupleRow],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """None of its rows was changed, so it is no damage that half of them are missing."""
+    market.fill(RECORDS)
+    request = request_of()
+    with monkeypatch.context() as patched:
+        patched.setattr(f"assetclass_pipeline.engine.{step}", _fail)
+        with pytest.raises(CorrectionFailedError):
+            correct_now(market, request)
+    assert "can go on" not in why_kept(clean(connection, settings))
+    expire(market)
+    verify_all(connection, settings, by="test")
+    report = clean(connection, settings)
+    assert (len(report.dropped), report.kept) == (1, [])
+    assert "never completed" in report.dropped[0].why
+    assert market.backup_tables() == []
+    resumed = correct_now(market, request)
+    assert resumed.records_corrected == RECORDS
+    assert the_backup(connection, settings).state is BackupState.KEPT
+
+
+def test_a_rollback_that_ended_while_it_was_planned_leaves_nothing_for_good(
+    market: Market,
+    operation: Operation,
+    settings: Settings,
+    connection: Connection[TupleRow],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("assetclass_pipeline.engine.undo_plan.complete_plan", _fail)
+        with pytest.raises(CorrectionFailedError):
+            roll_back(market.dsn, settings, undo_request_of(operation.correction_id))
+    expire(market)
+    report = clean(connection, settings)
+    assert ["never completed" in dropped.why for dropped in report.dropped] == [True]
+    assert market.rollback_tables() == []
+    # The correction's own is needed by who may resume that rollback.
+    assert [kept.failed for kept in report.kept] == [False]
+
+
+def _fail(*_: object) -> None:
+    raise CorrectionFailedError("broken off")
+
+
 def test_a_table_in_use_is_kept_for_the_next_time(
     market: Market, operation: Operation, settings: Settings, connection: Connection[TupleRow]
 ) -> None:
@@ -229,6 +284,73 @@ def test_a_table_that_something_depends_on_is_kept(
     table = sql.Identifier("public", str(operation.backup_table))
     market.execute("CREATE VIEW on_it AS SELECT * FROM {}", table)
     assert "because other objects depend on it" in why_kept(clean(connection, settings))
+
+
+def test_a_table_of_another_owner_costs_the_others_nothing(
+    market: Market,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Brought back from a dump, a table belongs to whoever did that."""
+    monkeypatch.setattr(row_history, "RECORDS_THAT_PAY", 1)
+    market.fill(RECORDS)
+    expired = correct_now(market, target_symbols=["S1"])
+    foreign = correct_now(market)
+    expire(market)
+    market.execute(
+        "UPDATE assetclass.backup SET expires_at = now() + interval '1 day' "
+        "WHERE correction_id = %s",
+        values=[foreign.correction_id],
+    )
+    role = sql.Identifier(f"cleaner_{uuid4().hex[:8]}")
+    market.execute("CREATE ROLE {} LOGIN PASSWORD 'cleaner'", role)
+    try:
+        market.execute("GRANT CREATE, USAGE ON SCHEMA public, assetclass TO {}", role)
+        market.execute("GRANT ALL ON ALL TABLES IN SCHEMA public, assetclass TO {}", role)
+        market.execute("ALTER TABLE {} OWNER TO {}", _table_of(expired), role)
+        dsn = make_conninfo(market.dsn, user=role.as_string().strip('"'), password="cleaner")
+        with connect(dsn, settings, purpose="test") as connection:
+            report = clean(connection, settings)
+        assert [dropped.correction_id for dropped in report.dropped] == [expired.correction_id]
+        (kept,) = report.kept
+        assert (kept.correction_id, kept.failed) == (foreign.correction_id, False)
+    finally:
+        market.execute("DROP OWNED BY {}", role)
+        market.execute("DROP ROLE {}", role)
+
+
+def _table_of(operation: Operation) -> sql.Identifier:
+    return sql.Identifier("public", str(operation.backup_table))
+
+
+@pytest.mark.usefixtures("operation")
+@pytest.mark.parametrize("step", ["verify_registered", "write_archive"])
+def test_what_another_cleanup_drops_meanwhile_is_no_failure(
+    market: Market,
+    settings: Settings,
+    connection: Connection[TupleRow],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """Somebody cleans up by hand while the weekly job is at the same table."""
+    own = getattr(backup_cleanup, step)
+
+    def behind_another(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(backup_cleanup, step, own)
+        with connect(market.dsn, settings, purpose="test") as other:
+            assert len(clean(other, settings).dropped) == 1
+        return own(*arguments, **named)
+
+    monkeypatch.setattr(backup_cleanup, step, behind_another)
+    report = clean(connection, settings)
+    assert report.dropped == []
+    assert [(kept.failed, kept.why.startswith("was dropped: ")) for kept in report.kept] == [
+        (False, True)
+    ]
+    backup = the_backup(connection, settings)
+    assert backup.archive is not None
+    assert backup.archive.state is ArchiveState.PRESENT
+    assert verify_all(connection, settings, by="test").passed
 
 
 def test_without_an_archive_nothing_is_dropped(

@@ -3,12 +3,13 @@
 from datetime import date
 from typing import LiteralString
 
+import psycopg
 import pytest
 from psycopg import sql
 
 from assetclass_pipeline.errors import CorrectionFailedError, ErrorRateError
 from assetclass_pipeline.model.months import Calendar
-from assetclass_pipeline.model.operation import Operation, Status
+from assetclass_pipeline.model.operation import Operation, SkipReason, Status
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
 from assetclass_pipeline_tests.engine.runs import (
     correct_now,
@@ -190,6 +191,57 @@ def test_columns_of_different_collations(market: Market) -> None:
         )
         market.execute(statement, table)
     assert_corrected(damaged(market))
+
+
+@pytest.mark.every_postgres
+class TestCollationsThatIgnoreCase:
+    """Guard: tickers and classes are compared byte by byte, whatever the columns say."""
+
+    @pytest.fixture
+    def caseless(self, market: Market) -> Market:
+        """AAPL and aapl are two tickers for us, and equal for the tables' own comparison."""
+        try:
+            market.execute(
+                "CREATE COLLATION caseless "
+                "(provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+            )
+        except psycopg.errors.FeatureNotSupported:
+            pytest.skip("this server was built without ICU")
+        for table, column in (
+            (market.market_identifier, "symbol"),
+            (market.market_identifier, "asset_class"),
+            (market.symbols_identifier, "ticker"),
+        ):
+            statement: LiteralString = (
+                "ALTER TABLE {} ALTER " + column + " TYPE text COLLATE caseless"
+            )
+            market.execute(statement, table)
+        return market.list_symbols(("AAPL", "STOCK"), ("aapl", "CRYPTO"))
+
+    def test_each_ticker_gives_its_own_class(self, caseless: Market) -> None:
+        caseless.add([Bar(1, "AAPL"), Bar(2, "aapl"), Bar(3, "Aapl")])
+        operation = correct_now(caseless)
+        assert operation.skipped_by_reason == {}
+        assert caseless.classes() == {1: "STOCK", 2: "CRYPTO", 3: None}
+
+    @pytest.mark.parametrize("moved", [True, False])
+    def test_what_others_changed_in_case_only_is_theirs(
+        self, caseless: Market, *, moved: bool
+    ) -> None:
+        caseless.add([Bar(1, "AAPL"), Bar(2, "AAPL", asset_class="stock"), Bar(3, "AAPL")])
+        request = request_of(overwrite_existing_values=True)
+        plan_now(caseless, request)
+        if moved:
+            # Found again by key.
+            caseless.execute("VACUUM FULL {}", caseless.market_identifier)
+            caseless.execute("UPDATE {} SET close = 2", caseless.market_identifier)
+        caseless.execute(
+            "UPDATE {} SET asset_class = 'Stock' WHERE id = 2", caseless.market_identifier
+        )
+        caseless.execute("UPDATE {} SET symbol = 'aapl' WHERE id = 3", caseless.market_identifier)
+        operation = correct_now(caseless, request)
+        assert operation.skipped_by_reason == {SkipReason.CHANGED_BY_OTHERS: 2}
+        assert caseless.classes() == {1: "STOCK", 2: "Stock", 3: "CRYPTO"}
 
 
 @pytest.mark.every_postgres

@@ -6,12 +6,18 @@ import time
 from dataclasses import replace
 
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from assetclass_pipeline.engine.correction import correct
+from assetclass_pipeline.engine.tempo import Tempo
 from assetclass_pipeline.model.operation import Operation, Status
-from assetclass_pipeline_tests.engine.runs import operation_of, plan_now, request_of
+from assetclass_pipeline.model.pacing import SMALLEST_FLOOR
+from assetclass_pipeline.model.tuning import Tuning
+from assetclass_pipeline.settings import SessionLimits
+from assetclass_pipeline_tests.engine.conftest import MakeMarket
+from assetclass_pipeline_tests.engine.runs import operation_of, options_of, plan_now, request_of
 from assetclass_pipeline_tests.engine.test_control import WAIT, Running, slow
 from assetclass_pipeline_tests.market import Market
 
@@ -74,3 +80,73 @@ def test_whoever_has_no_connection_at_all_waits_for_one(market: Market) -> None:
         forget_role(market)
     assert isinstance(correction.ended[0], Operation), correction.ended
     assert correction.ended[0].status is Status.SUCCEEDED
+
+
+def slow_down_each_row(market: Market) -> None:
+    """By 5 ms, so that 200 rows take longer than a second."""
+    market.execute(
+        "CREATE FUNCTION rest() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.005); RETURN NULL; END $$"
+    )
+    market.execute(
+        "CREATE TRIGGER rest AFTER UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION rest()",
+        market.market_identifier,
+    )
+
+
+def test_a_batch_that_takes_too_long_is_halved_and_later_ones_are_smaller(
+    make_market: MakeMarket,
+) -> None:
+    """Guard: as it is, the server would end it each time that it is tried."""
+    records, size = 600, 300
+    market = make_market(session=SessionLimits(statement_timeout=1)).fill(records)
+    request = request_of(batch_size=size, workers=1)
+    plan_now(market, request)
+    slow_down_each_row(market)
+    operation = correct(market.dsn, market.settings, request)
+    assert (operation.status, operation.records_corrected) == (Status.SUCCEEDED, records)
+    batches = market.rows(
+        "SELECT first_seq, last_seq - first_seq + 1 FROM assetclass.operation_batch WHERE pass = 0"
+    )
+    assert max(rows for _, rows in batches) <= size // 2
+    assert max(rows for first, rows in batches if first > size) <= SMALLEST_FLOOR
+
+
+def test_moved_rows_that_take_too_long_are_written_in_smaller_parts(
+    make_market: MakeMarket,
+) -> None:
+    """Guard: the sweep halves what the server ends, too."""
+    records = 300
+    market = make_market(session=SessionLimits(statement_timeout=1)).fill(records)
+    request = request_of(batch_size=records, workers=1)
+    plan_now(market, request)
+    market.execute("UPDATE {} SET close = 2", market.market_identifier)
+    slow_down_each_row(market)
+    operation = correct(market.dsn, market.settings, request)
+    assert (operation.records_corrected, operation.skipped_by_reason) == (records, {})
+
+
+def test_the_last_part_of_a_halved_batch_is_not_taken_for_a_whole_one() -> None:
+    """Guard: a row that was refused alone costs nothing; batches must not grow by that."""
+    tempo = Tempo(options_of(batch_size=None), 200_000, Tuning)
+    size = tempo.pacing.batch_size
+    tempo.took(1, 0.001, of=size)
+    assert tempo.pacing.batch_size == size
+    tempo.took(size, 0.001, of=size)
+    assert tempo.pacing.batch_size > size
+
+
+@pytest.mark.parametrize("parked", [True, False])
+def test_the_first_batch_is_no_larger_than_its_rehearsal_allows(
+    market: Market, *, parked: bool
+) -> None:
+    """Guard: where a row costs 5 ms, 500 of them would be locked for 2.5 s."""
+    slow_down_each_row(market.fill(300))
+    request = request_of(batch_size=None, workers=1)
+    if parked:
+        # Another process reads what a row cost.
+        plan_now(market, request)
+    operation = correct(market.dsn, market.settings, request)
+    assert operation.records_corrected == 300
+    largest = "SELECT max(last_seq - first_seq + 1) FROM assetclass.operation_batch"
+    assert market.value(largest) == SMALLEST_FLOOR

@@ -125,10 +125,10 @@ def test_it_does_not_pause_the_new_owner_nor_let_it_go_on(
     holder = taken_over.holder
     with connect(market.dsn, market.settings, purpose="test") as connection:
         if status is Status.RUNNING:
-            holder._pause(connection, "anna")
+            holder._pause(connection, status, "anna")
         holder._paused_at = time.monotonic()
         if status is Status.PAUSED:
-            holder._go_on(connection)
+            holder._go_on(connection, status)
     assert stored(market) == before
     holder._paused_at = None
 

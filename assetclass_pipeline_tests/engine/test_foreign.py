@@ -21,6 +21,7 @@ from assetclass_pipeline.engine.analysis import any_correctable, correctable_mon
 from assetclass_pipeline.engine.by_key import (
     ForeignRows,
     Nulls,
+    by_id,
     candidates,
     keys_restrict,
 )
@@ -357,6 +358,33 @@ class TestOthersChangeRows:
         operation = correct_now(market, request)
         assert operation.skipped_by_reason == {}
         assert market.classes() == right(60)
+        assert_accounted(market, operation)
+
+    @pytest.mark.parametrize("rows_stay", [True, False], ids=["detached", "dropped"])
+    @pytest.mark.parametrize("number", [1, 2], ids=["near", "far"])
+    def test_a_part_that_goes_in_mid_run_is_left_alone(
+        self, make_far: MakeMarket, number: int, *, rows_stay: bool
+    ) -> None:
+        """Guard: batches and sweep ask whether a leaf is still a part of the table."""
+        market = small(make_far("mixed"))
+        part, taken = market.part(number), list[object]()
+
+        def take_away(operation: Operation) -> None:
+            if operation.phase is Phase.CORRECTING and not taken:
+                taken.append(part)
+                market.execute("ALTER TABLE {} DETACH PARTITION {}", market.market_identifier, part)
+                if not rows_stay:
+                    kind = sql.SQL("FOREIGN TABLE" if number == 2 else "TABLE")
+                    market.execute("DROP {} {}", kind, part)
+
+        request = request_of()
+        operation = correct(market.dsn, market.settings, request, observe=take_away)
+        assert operation.status is Status.SUCCEEDED
+        assert operation.skipped_by_reason == {SkipReason.DELETED: 4}
+        assert operation.records_corrected == 8
+        if rows_stay:
+            assert market.value("SELECT count(asset_class) FROM {}", part) == 0
+        assert attempts_left(market) == 0
         assert_accounted(market, operation)
 
     def test_rows_that_come_during_the_run_are_corrected_too(self, make_far: MakeMarket) -> None:
@@ -743,7 +771,7 @@ class TestWhatTheOtherServerReads:
                 (asked,) = asked_there(market, statement)
                 assert "ctid = ANY (" in asked
             assert "FOR UPDATE" in asked_there(market, rows.lock())[0]
-            looked_at = candidates(work, work.tables.leaves[0].identifier)
+            looked_at = candidates(work, work.tables.leaves[0].identifier, by_id(work))
             assert "id = ANY (" in asked_there(market, looked_at)[0]
 
 

@@ -2,13 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.engine import holding as holding_module
 from assetclass_pipeline.engine.claiming import CorrectionRequest, claim, refuse_while_active
 from assetclass_pipeline.engine.control import ask_to_cancel, ask_to_pause, ask_to_resume
@@ -99,6 +101,35 @@ def test_a_cancel_that_comes_between_two_processes_of_a_paused_run_holds(market:
     slow_down_the_batches(market)
     with pytest.raises(OperationCancelledError):
         correct_now(market, request)
+
+
+def test_a_pause_whose_answer_is_lost_can_be_resumed(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: what the row says counts; batches of a paused operation could not commit."""
+    request = request_of(batch_size=10)
+    lost = list[Status]()
+
+    @contextmanager
+    def lossy(*arguments: Any, **options: Any) -> Iterator[psycopg.Cursor[Any]]:
+        with transaction(*arguments, **options) as cursor:
+            yield cursor
+        if threading.current_thread().name == "heartbeat" and not lost:
+            operation = operation_of(market, request.correction_id)
+            if operation.status is Status.PAUSED:
+                lost.append(operation.status)
+                # Before the heart can hear anything again.
+                with asking(market) as other:
+                    ask_to_resume(other, market.settings, request.correction_id, by="ben")
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(holding_module, "transaction", lossy)
+    with running(slow(market), request) as correction, asking(market) as other:
+        ask_to_pause(other, market.settings, request.correction_id, by="anna")
+    assert lost == [Status.PAUSED]
+    ended = correction.ended[0]
+    assert isinstance(ended, Operation), ended
+    assert (ended.status, ended.records_corrected) == (Status.SUCCEEDED, RECORDS)
 
 
 def slow_down_the_batches(market: Market) -> None:

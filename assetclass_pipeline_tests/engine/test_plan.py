@@ -125,6 +125,19 @@ class TestRewrittenWhileItIsScanned:
         assert_planned_once(market, operation, RECORDS + late)
 
 
+def test_a_partition_that_is_dropped_while_it_is_scanned_stops_nobody(
+    make_market: MakeMarket, after_chunk: Callable[..., None]
+) -> None:
+    """Guard: a leaf is looked for, not taken for an error, when it is unknown by now."""
+    market = make_market(partitioning="range").fill(RECORDS)
+    market.add(Bar(RECORDS + n, "S1", "2024-03-01") for n in range(1, 11))
+    after_chunk(1, lambda: market.execute("DROP TABLE {}", market.part(1)))
+    operation = correct_now(market, batch_size=100)
+    assert (operation.status, operation.records_corrected) == (Status.SUCCEEDED, 10)
+    assert {*operation.skipped_by_reason} == {SkipReason.DELETED}
+    assert report_of(market).correctable == 0
+
+
 class TestForgottenByTheServer:
     """A standby that took over may lack the last chunks; `records_planned` is what it kept."""
 

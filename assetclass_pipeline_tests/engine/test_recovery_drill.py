@@ -1,5 +1,7 @@
 """Recovery drills: a restore that is proved, on a copy, and leaves nothing behind."""
 
+from typing import LiteralString
+
 import pytest
 from psycopg import sql
 
@@ -136,6 +138,28 @@ def test_values_that_the_column_refuses_today_fail_the_drill(market: Market) -> 
     with pytest.raises(BackupDamagedError, match="value too long"):
         drill(market)
     assert scratch_tables(market) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER id TYPE text",
+        "ALTER asset_class TYPE klass USING asset_class::klass",
+    ],
+)
+def test_a_table_of_another_shape_fails_the_drill_and_says_so(
+    market: Market, change: LiteralString
+) -> None:
+    """Also where the verification passes: an enum takes no text from the guide's statement."""
+    overwrite(market)
+    labels = sql.SQL(", ").join([sql.Literal(f"OLD {n}") for n in range(RECORDS)])
+    market.execute("CREATE TYPE klass AS ENUM ('STOCK', {})", labels)
+    market.connection.execute("ALTER TABLE market_data " + change)
+    with pytest.raises(BackupDamagedError, match="The restore was refused: "):
+        drill(market)
+    assert scratch_tables(market) == []
+    passed = market.value("SELECT verification -> 'drill' ->> 'passed' FROM assetclass.backup")
+    assert passed == "false"
 
 
 def test_the_copy_goes_when_the_drill_is_killed(

@@ -72,6 +72,12 @@ def trigger(market: Market, timing: LiteralString, body: LiteralString) -> None:
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows are rehearsed, however busy the machine is."""
+    monkeypatch.setattr(rehearsal_module, "PATIENT_SECONDS", 3600.0)
+
+
 @pytest.mark.every_postgres
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_measures_a_batch_and_leaves_nothing_behind(
@@ -94,6 +100,18 @@ def test_it_measures_a_batch_and_leaves_nothing_behind(
 def test_it_takes_no_more_rows_than_asked_for(market: Market) -> None:
     market.fill(RECORDS)
     assert measured(rehearse_now(market, records=7)).records == 7
+
+
+def test_the_first_rows_are_enough_where_they_cost_much(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard: the application waits for the rows for as long as the rehearsal takes."""
+    monkeypatch.setattr(rehearsal_module, "PATIENT_SECONDS", 1.0)
+    trigger(market.fill(RECORDS), "AFTER", "PERFORM pg_sleep(0.003);")
+    found = rehearse_now(market)
+    assert found.rehearsal is not None
+    assert found.rehearsal.records == rehearsal_module.FIRST_RECORDS
+    assert found.rehearsal.seconds >= 0.003 * rehearsal_module.FIRST_RECORDS
 
 
 def test_it_takes_only_rows_that_the_options_mean(market: Market) -> None:

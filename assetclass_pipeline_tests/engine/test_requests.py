@@ -39,6 +39,7 @@ from assetclass_pipeline.errors import (
     OperationNotFoundError,
     OperationStateError,
     PreflightRefusedError,
+    SchemaNotReadyError,
 )
 from assetclass_pipeline.model.operation import Kind, Operation, Status
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
@@ -282,6 +283,30 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert count(market) == before
     assert market.value("SELECT count(*) FROM assetclass.idempotency_key") == 0
     assert audited(market)[-1] == ("request_operation", error.code, "alice", "token", "abc")
+
+
+@pytest.mark.parametrize("key", [None, "once"])
+@pytest.mark.parametrize("make", [request_of, lambda: undo_request_of(str(uuid4()))])
+def test_a_schema_that_is_not_there_is_what_is_said(
+    market: Market, make: Callable[[], CorrectionRequest | RollbackRequest], key: str | None
+) -> None:
+    """And not that the refusal could not be recorded, which it cannot."""
+    market.execute("DROP SCHEMA assetclass CASCADE")
+    with pytest.raises(SchemaNotReadyError, match="assetclass db upgrade"):
+        ask(market, make(), key=key)
+
+
+def test_a_refusal_that_cannot_be_recorded_is_said_all_the_same(market: Market) -> None:
+    market.execute(
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'disk full'; END $$"
+    )
+    market.execute(
+        "CREATE TRIGGER full_disk BEFORE INSERT ON assetclass.audit_log FOR EACH ROW "
+        "EXECUTE FUNCTION full_disk()"
+    )
+    with pytest.raises(OperationNotFoundError):
+        ask(market, undo_request_of(str(uuid4())))
 
 
 def test_the_refusal_names_the_active_operation(market: Market) -> None:

@@ -7,17 +7,21 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.database.queries import Statement
-from assetclass_pipeline.engine import undo_plan
+from assetclass_pipeline.engine import undo_plan, undo_record
+from assetclass_pipeline.engine.backup_verification import verify_backup
 from assetclass_pipeline.engine.control import ask_to_cancel
+from assetclass_pipeline.engine.holding import Holder
 from assetclass_pipeline.engine.operations import (
     left_by_last_window,
     operation_status,
     resume_or_new_id,
 )
 from assetclass_pipeline.engine.plan import VISITS, PlanState
+from assetclass_pipeline.engine.requests import request_rollback
 from assetclass_pipeline.engine.rollback import RollbackRequest, roll_back
 from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
@@ -427,6 +431,29 @@ class TestSince:
         assert operation_of(market, correction.correction_id).rolled_back_by is None
         assert_accounted(market, rollback)
 
+    @pytest.mark.parametrize("deleted", [False, True])
+    def test_old_values_fit_a_column_that_became_an_enum(
+        self, market: Market, deleted: bool
+    ) -> None:
+        """As the verification says; a text is assigned to no enum."""
+        market.fill(60).execute("UPDATE market_data SET asset_class = 'OLD' WHERE id <= 20")
+        before = market.classes()
+        correction = correct_now(market, overwrite_existing_values=True)
+        write(market, "CREATE TYPE klass AS ENUM ('CLASS_0', 'CLASS_1', 'OLD')")
+        write(market, "ALTER TABLE {} ALTER asset_class TYPE klass USING asset_class::klass")
+        if deleted:
+            # Planned without an address.
+            write(market, "DELETE FROM {} WHERE id = 60")
+            del before[60]
+        with connect(market.dsn, market.settings, purpose="test") as connection:
+            assert verify_backup(
+                connection, market.settings, correction.correction_id, by="test"
+            ).passed
+        dry = undo_now(market, correction, dry_run=True)
+        rollback = undo_now(market, correction)
+        assert dry.records_planned == rollback.records_restored == len(before)
+        assert market.classes() == before
+
     def test_rows_that_the_backup_lacks_are_not_recorded_as_restored(self, market: Market) -> None:
         correction = correct_now(market.fill(100))
         backup = sql.Identifier("public", str(correction.backup_table))
@@ -651,6 +678,37 @@ class TestDryRun:
         dry = undo_now(market, correction, dry_run=True)
         assert (dry.records_planned, dry.records_restored) == (6, 4)
 
+    def test_what_is_left_is_counted_once_however_often_it_is_judged(
+        self, market: Market, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A step whose COMMIT is not reached is done again."""
+        correction = correct_now(market.fill(10))
+        write(market, "CREATE TABLE moving AS SELECT * FROM {} WHERE id <= 2")
+        write(market, "DELETE FROM {} WHERE id <= 3")
+        require_ours, look_up = Holder.require_ours, undo_record._look_up
+        failures = [psycopg.errors.DeadlockDetected("not now")]
+
+        def fail_once(holder: Holder, cursor: psycopg.Cursor[TupleRow]) -> None:
+            if looked and failures:
+                raise failures.pop()
+            require_ours(holder, cursor)
+
+        def look(*arguments: Any) -> Any:
+            if not looked:
+                # Two have only moved to where the scan had been.
+                write(market, "INSERT INTO {} SELECT * FROM moving")
+            looked.append(True)
+            return look_up(*arguments)
+
+        looked: list[bool] = []
+        monkeypatch.setattr(Holder, "require_ours", fail_once)
+        monkeypatch.setattr(undo_record, "_look_up", look)
+        dry = undo_now(market, correction, dry_run=True)
+        assert (failures, len(looked)) == ([], 2)
+        assert (dry.records_planned, dry.records_conflicting) == (9, 1)
+        assert sum(change.records for change in dry.changes) == 9
+        market.execute("DROP TABLE moving")
+
 
 class TestGoingOn:
     def test_one_that_was_cut_off_goes_on_and_loses_nothing(self, market: Market) -> None:
@@ -693,6 +751,28 @@ class TestGoingOn:
         assert sum(change.records for change in first.changes) == done
         with pytest.raises(OperationStateError, match=another.correction_id):
             undo_now(market, request)
+
+    def test_the_night_after_a_killed_one_need_not_be_undone_first(self, market: Market) -> None:
+        """What the killed one had put back, the nightly correction took up: that is its own."""
+        correction = correct_now(market.fill(200))
+        cut_off = self._cut_off(market, undo_request_of(correction.correction_id, workers=1))
+        # As after kill -9: nothing is on record yet.
+        market.execute("DELETE FROM assetclass.operation_undone")
+        night = correct_now(market)
+        assert night.records_corrected == cut_off.records_corrected == 90
+
+        with connect(market.dsn, market.settings, purpose="test") as connection:
+            asked = request_rollback(
+                connection, market.settings, undo_request_of(correction.correction_id)
+            )
+            ask_to_cancel(connection, market.settings, asked.correction_id, by="somebody")
+        market.execute("DELETE FROM assetclass.operation_undone")
+        another = undo_now(market, correction)
+
+        assert (another.records_restored, another.records_conflicting) == (110, 0)
+        assert undone_seqs(market) == list(range(1, 201))
+        assert operation_of(market, night.correction_id).rolled_back_by is None
+        assert sum(name is not None for name in market.classes().values()) == 90
 
     def test_what_a_later_correction_wrote_meanwhile_is_not_taken_for_ours(
         self, market: Market

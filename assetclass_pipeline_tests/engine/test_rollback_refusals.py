@@ -9,6 +9,8 @@ import pytest
 from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect, transaction
+from assetclass_pipeline.engine.backup_verification import verify_backup
+from assetclass_pipeline.engine.backups import list_backups
 from assetclass_pipeline.engine.undo_check import Undoing
 from assetclass_pipeline.errors import (
     AlreadyRolledBackError,
@@ -24,6 +26,8 @@ from assetclass_pipeline.errors import (
     OperationStateError,
     PreflightRefusedError,
 )
+from assetclass_pipeline.model.backup import BackupState
+from assetclass_pipeline.model.operation import Kind
 from assetclass_pipeline_tests.engine.conftest import MakeMarket
 from assetclass_pipeline_tests.engine.runs import (
     broken_after,
@@ -112,6 +116,19 @@ def _altered_by_hand(market: Market) -> str:
     return correction.correction_id
 
 
+def _grown_by_hand(market: Market) -> str:
+    """Its sum differs whatever the rows that belong there hold."""
+    correction = correct_now(market)
+    backup = sql.Identifier("public", str(correction.backup_table))
+    market.execute("UPDATE {} SET asset_class = 'FORGED' WHERE seq = 1", backup)
+    market.execute(
+        'INSERT INTO {0} SELECT 1000, -1, symbol, "timestamp", asset_class, corrected_asset_class, '
+        "source_table, source_address FROM {0} WHERE seq = 2",
+        backup,
+    )
+    return correction.correction_id
+
+
 def _dropped_by_hand(market: Market) -> str:
     correction = correct_now(market)
     market.execute("DROP TABLE {}", sql.Identifier("public", str(correction.backup_table)))
@@ -137,17 +154,20 @@ REFUSALS = {
     "unknown": Refused(_unknown, OperationNotFoundError, ("assetclass status",)),
     "no id": Refused(_no_id, OperationNotFoundError, ("yesterday",)),
     "dry run": Refused(_dry_run, NotUndoableError, ("dry run",)),
-    "no backup": Refused(_no_backup, NotUndoableError, ("createBackup",)),
+    "no backup": Refused(_no_backup, NotUndoableError, ("createBackup", "backups restore-archive")),
     "nothing changed": Refused(_nothing_changed, NotUndoableError, ("changed no rows",)),
     "only planned": Refused(_only_planned, NotUndoableError, ("changed no rows",)),
     "active": Refused(_active, OperationInProgressError, ("cancel it",)),
     "a rollback": Refused(_own_rollback, NotUndoableError, ("run a new correction",)),
     "done before": Refused(_done_before, AlreadyRolledBackError, ("run a new correction",)),
     "dropped by us": Refused(
-        _dropped_by_us, BackupExpiredError, ("2026-05-06 07:08", "schedule", "expired")
+        _dropped_by_us,
+        BackupExpiredError,
+        ("2026-05-06 07:08", "schedule", "expired", "backups restore-archive"),
     ),
     "dropped by hand": Refused(_dropped_by_hand, BackupExpiredError, ("somebody dropped",)),
     "altered by hand": Refused(_altered_by_hand, BackupDamagedError, ("backups verify",)),
+    "grown by hand": Refused(_grown_by_hand, BackupDamagedError, ("backups verify",)),
     "changed again": Refused(_changed_again, LaterCorrectionError, ("7 of the same rows",)),
 }
 
@@ -169,6 +189,46 @@ def test_refused_before_anything_is_written(market: Market, name: str) -> None:
 def _everything(market: Market) -> list[object]:
     operations = market.rows("SELECT o::text FROM assetclass.operation o ORDER BY 1")
     return [operations, market.versions(), market.backup_tables(), market.rollback_tables()]
+
+
+def test_a_backup_that_was_brought_back_is_used_again(market: Market) -> None:
+    """The refusal says to do so, whether or not anybody had noticed that it was gone."""
+    correction = correct_now(market.fill(30))
+    backup = sql.Identifier("public", str(correction.backup_table))
+    away = sql.Identifier("elsewhere")
+    market.execute("ALTER TABLE {} RENAME TO {}", backup, away)
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        (listed,) = list_backups(connection, market.settings).backups
+        assert listed.state is BackupState.DROPPED_BY_HAND
+        with pytest.raises(BackupExpiredError, match="Bring that table back"):
+            undo_now(market, correction)
+        market.execute(
+            "ALTER TABLE {} RENAME TO {}", away, sql.Identifier(str(correction.backup_table))
+        )
+        assert undo_now(market, correction, row_ids=["1"]).records_restored == 1
+
+        found = list_backups(connection, market.settings)
+        states = {listed.kind: listed.state for listed in found.backups}
+        assert states == {Kind.CORRECTION: BackupState.KEPT, Kind.ROLLBACK: BackupState.KEPT}
+        assert found.unregistered == []
+        proved = verify_backup(connection, market.settings, correction.correction_id, by="test")
+    assert proved.passed
+    assert undo_now(market, correction).records_restored == 29
+
+
+def test_what_was_brought_back_must_be_what_it_was(market: Market) -> None:
+    correction = correct_now(market.fill(30))
+    backup = sql.Identifier("public", str(correction.backup_table))
+    market.execute("CREATE TABLE elsewhere AS SELECT * FROM {}", backup)
+    market.execute("DROP TABLE {}", backup)
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        list_backups(connection, market.settings)
+    market.execute("UPDATE elsewhere SET asset_class = 'FORGED' WHERE seq = 1")
+    market.execute(
+        "ALTER TABLE elsewhere RENAME TO {}", sql.Identifier(str(correction.backup_table))
+    )
+    with pytest.raises(BackupDamagedError):
+        undo_now(market, correction)
 
 
 def test_a_rollbacks_own_id_names_the_corrections(market: Market) -> None:

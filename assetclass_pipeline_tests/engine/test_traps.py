@@ -15,7 +15,9 @@ from psycopg import sql
 
 from assetclass_pipeline.database.connections import connect, set_local, transaction
 from assetclass_pipeline.database.queries import query
+from assetclass_pipeline.engine import batches as batches_module
 from assetclass_pipeline.engine.batches import BATCH_SETTINGS, Worker
+from assetclass_pipeline.engine.by_key import look_for
 from assetclass_pipeline.engine.claiming import claim
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.engine.holding import Holder, hold
@@ -25,7 +27,7 @@ from assetclass_pipeline.engine.ranges import Batch
 from assetclass_pipeline.engine.silence import ADVISORY_CLASS
 from assetclass_pipeline.engine.sweeping import sweep_statement
 from assetclass_pipeline.engine.tempo import Tempo
-from assetclass_pipeline.engine.work import Work, set_updated_at
+from assetclass_pipeline.engine.work import Ahead, Work, look_ahead, set_updated_at
 from assetclass_pipeline.errors import (
     CorrectionFailedError,
     ErrorRateError,
@@ -77,6 +79,13 @@ def detach(market: Market) -> None:
     """Take the first partition out of the table; it stays with its rows."""
     statement: LiteralString = "ALTER TABLE {} DETACH PARTITION {}"
     market.execute(statement, market.market_identifier, market.part(1))
+
+
+def parts_of(market: Market) -> int:
+    """Partitions that the table has now."""
+    return int(
+        market.value("SELECT count(*) FROM pg_inherits WHERE inhparent = 'market_data'::regclass")
+    )
 
 
 def fall_silent(market: Market) -> None:
@@ -340,6 +349,9 @@ class TestOthersChangeRows:
         self, make_market: MakeMarket, partitioning: str, move: LiteralString
     ) -> None:
         market = small(make_market(partitioning=partitioning))
+        clusters_a_tree = move.startswith("CLUSTER") and partitioning != "plain"
+        if clusters_a_tree and market.connection.info.server_version < 150_000:
+            pytest.skip("a partitioned table can be clustered since PostgreSQL 15")
         market.execute("CREATE INDEX by_id ON {} (id DESC)", market.market_identifier)
         market.execute("DELETE FROM {} WHERE id < 3", market.market_identifier)
         request = request_of(batch_size=4)
@@ -432,6 +444,67 @@ class TestOthersChangeRows:
         assert market.value("SELECT count(asset_class) FROM {}", market.part(1)) == 0
         assert_accounted(market, operation)
 
+    @pytest.mark.parametrize("rows_stay", [True, False], ids=["detached", "dropped"])
+    def test_a_partition_that_goes_in_mid_run_is_left_alone(
+        self, make_market: MakeMarket, *, rows_stay: bool
+    ) -> None:
+        """Guard: each batch looks whether its leaf is still a part of the table."""
+        market = small(make_market(partitioning="hash"))
+        gone = market.value("SELECT count(*) FROM {}", market.part(1))
+
+        def take_away(operation: Operation) -> None:
+            if operation.phase is Phase.CORRECTING and parts_of(market) == 3:
+                detach(market) if rows_stay else market.execute("DROP TABLE {}", market.part(1))
+
+        request = request_of(batch_size=4)
+        operation = correct(market.dsn, market.settings, request, observe=take_away)
+        assert operation.status is Status.SUCCEEDED
+        assert operation.skipped_by_reason == {SkipReason.DELETED: gone}
+        assert operation.records_corrected == 12 - gone
+        if rows_stay:
+            assert market.value("SELECT count(asset_class) FROM {}", market.part(1)) == 0
+        assert_accounted(market, operation)
+
+    def test_a_partition_that_is_dropped_in_the_middle_of_a_batch_is_left(
+        self, make_market: MakeMarket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Guard: a table that is unknown by now is looked for, not taken for an error."""
+        market = small(make_market(partitioning="hash"))
+        gone = market.value("SELECT count(*) FROM {}", market.part(1))
+
+        def then_drop(cursor: psycopg.Cursor[Any], work: Work, *rest: Any) -> Ahead:
+            ahead = look_ahead(cursor, work, *rest)
+            market.execute("DROP TABLE IF EXISTS {}", market.part(1))
+            return ahead
+
+        monkeypatch.setattr(batches_module, "look_ahead", then_drop)
+        operation = correct_now(market, batch_size=100, workers=1)
+        assert operation.skipped_by_reason == {SkipReason.DELETED: gone}
+        assert operation.records_corrected == 12 - gone
+        assert_accounted(market, operation)
+
+    def test_rows_of_a_partition_that_is_made_in_mid_run_are_corrected_too(
+        self, make_market: MakeMarket
+    ) -> None:
+        """Guard: the tables are looked at again before rows that came late are planned."""
+        market = small(make_market(partitioning="range"))
+
+        def feed(operation: Operation) -> None:
+            if operation.phase is Phase.SWEEPING and parts_of(market) == 3:
+                market.execute(
+                    "CREATE TABLE {} PARTITION OF {} (PRIMARY KEY (id)) "
+                    "FOR VALUES FROM ('2030-01-01') TO ('2031-01-01')",
+                    market.part(4),
+                    market.market_identifier,
+                )
+                market.add(Bar(n, "BTC", "2030-02-01") for n in range(100, 140))
+
+        operation = correct(market.dsn, market.settings, request_of(), observe=feed)
+        assert operation.skipped_by_reason == {}
+        assert operation.records_corrected == 52
+        assert report_of(market).correctable == 0
+        assert_accounted(market, operation)
+
     def test_reused_addresses_do_not_get_the_class_of_the_row_before(
         self, make_market: MakeMarket
     ) -> None:
@@ -504,6 +577,24 @@ class TestOthersChangeRows:
         assert operation.skipped_by_reason == {}
         assert report_of(market).correctable == 0
         assert_accounted(market, operation)
+
+    def test_rows_that_others_damage_again_stay_so_and_are_told(self, market: Market) -> None:
+        """Guard: what is left at the end is named, also where the ledger calls it corrected."""
+        small(market)
+
+        def overwrite(operation: Operation) -> None:
+            if operation.phase is Phase.SWEEPING:
+                market.execute(
+                    "UPDATE {} SET asset_class = '' WHERE id < 4", market.market_identifier
+                )
+
+        request = request_of(batch_size=4)
+        correct(market.dsn, market.settings, request, observe=overwrite)
+        operation = operation_of(market, request.correction_id)
+        assert (operation.records_corrected, operation.skipped_by_reason) == (12, {})
+        assert report_of(market).correctable == 3
+        told = {event.event: event.details for event in operation.events}
+        assert told == {"damaged_again": {"records": 3}}
 
     def test_late_rows_are_not_hidden_by_rows_that_were_deleted(self, market: Market) -> None:
         """What is late is counted by row, not as correctable rows minus skipped ones."""
@@ -690,11 +781,13 @@ class TestPlan:
         assert not {n["Node Type"] for n in nodes} & {"Hash Join", "Merge Join"}
 
     @pytest.mark.every_postgres
+    @pytest.mark.parametrize("partitioning", ["plain", "hash"])
     @pytest.mark.parametrize("key", ["PRIMARY KEY (id)", 'UNIQUE (symbol, "timestamp")'])
     def test_moved_rows_are_found_by_the_index_that_their_key_has(
-        self, make_market: MakeMarket, key: LiteralString
+        self, make_market: MakeMarket, key: LiteralString, partitioning: str
     ) -> None:
-        market = make_market(key=key).fill(20_000, missing_every=2)
+        """Guard for the explanation: rows are looked up by id only where an index knows ids."""
+        market = make_market(key=key, partitioning=partitioning).fill(20_000, missing_every=2)
         request = request_of(workers=1)
         plan_now(market, request)
         with (
@@ -703,17 +796,25 @@ class TestPlan:
             transaction(worker.connection, market.settings) as cursor,
         ):
             seqs = list(range(1, 101))
-            statement = sweep_statement(cursor, work, work.tables.market, seqs)
-            cursor.execute(
-                sql.SQL("EXPLAIN (FORMAT JSON) ") + statement, {"seqs": seqs, "stale_symbols": []}
-            )
-            row = cursor.fetchone()
-        assert row is not None
-        nodes = list(plan_nodes(row[0][0]["Plan"]))
-        on_market = {
-            node["Node Type"] for node in nodes if node.get("Relation Name") == "market_data"
-        }
-        assert "Seq Scan" not in on_market, json.dumps(nodes)[:3000]
+            for name, statement in (
+                ("sweep", sweep_statement(cursor, work, work.tables.market, seqs)),
+                ("explanation", look_for(cursor, work, work.tables.market, seqs)),
+            ):
+                cursor.execute(
+                    sql.SQL("EXPLAIN (FORMAT JSON) ") + statement,
+                    {"seqs": seqs, "stale_symbols": []},
+                )
+                row = cursor.fetchone()
+                assert row is not None
+                nodes = list(plan_nodes(row[0][0]["Plan"]))
+                on_market = {
+                    node["Node Type"]
+                    for node in nodes
+                    if str(node.get("Relation Name")).startswith("market_data")
+                    and "backup" not in node["Relation Name"]
+                }
+                assert on_market
+                assert "Seq Scan" not in on_market, (name, json.dumps(nodes)[:3000])
 
 
 def plan_nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The rules of watching, as tables: just below a limit, at it, above it; when it ends."""
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -469,6 +470,8 @@ WELL, ILL = ComponentFacts(is_healthy=True), ComponentFacts(is_healthy=False, me
         # Twice in a row is trouble.
         ("a", "a", "", {"component:a": True, "component:b": False, "service": False}),
         ("ab", "ab", "", {"service": True}),
+        # Three times in a row, although something else has just failed beside it.
+        ("ab", "aa", "", {"component:a": True}),
         # The alert of one stays as it is while others join it, and ends with its component.
         ("ab", "ab", "component:a", {"service": True}),
         (
@@ -483,12 +486,17 @@ WELL, ILL = ComponentFacts(is_healthy=True), ComponentFacts(is_healthy=False, me
 )
 def test_components(now: str, before: str, unresolved: str, found: dict[str, bool]) -> None:
     components = {name: ILL if name in now else WELL for name in "ab"}
-    findings = judge_components(components, {*before}, {*unresolved.split()})
+    findings = judge_components(components, Counter(before), {*unresolved.split()})
     assert verdicts(findings) == found
 
 
+def test_a_degraded_service_tells_of_whatever_stays_unhealthy() -> None:
+    findings = judge_components({"a": ILL, "b": ILL}, {"a": 2}, {"service"})
+    assert only_news(findings, {"service": None}) == []
+
+
 def test_a_degraded_service_names_its_components() -> None:
-    findings = judge_components({"a": ILL, "b": ILL}, {"a", "b"}, set())
+    findings = judge_components({"a": ILL, "b": ILL}, {"a": 1, "b": 1}, set())
     service = the("service", findings)
     assert service.weight is Severity.HIGH
     assert service.details["components"] == {"a": "gone", "b": "gone"}

@@ -158,6 +158,16 @@ def test_it_begins_inside_the_bounds_with_two_workers_at_most(
     assert (pacing.batch_size, pacing.workers, pacing.seconds_per_row) == (size, workers, None)
 
 
+@pytest.mark.parametrize(
+    ("cost", "size"),
+    [(None, 2000), (0.0, 2000), (TARGET / 5000, 2000), (TARGET / 800, 800), (TARGET, 100)],
+)
+def test_the_first_batch_is_smaller_where_a_row_is_known_to_cost_more(
+    cost: float | None, size: int
+) -> None:
+    assert begin(2000, WIDE, BALANCED, cost).batch_size == size
+
+
 # Batch size: the rules
 
 

@@ -14,6 +14,7 @@ from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.indexes import ensure_indexes
 from assetclass_pipeline.engine.backup_verification import verify_backup
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
+from assetclass_pipeline.errors import InvalidSettingsError
 from assetclass_pipeline.model.alert import Severity
 from assetclass_pipeline.model.options import CorrectionOptions
 from assetclass_pipeline.monitoring import doctor
@@ -63,10 +64,10 @@ def test_a_database_in_order(market: Market) -> None:
 
 
 def test_a_newer_server_than_tested(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "NEWEST_TESTED", 14)
+    monkeypatch.setattr(doctor, "NEWEST_TESTED", 13)
     finding = only(examine(market)["postgresVersion"])
     assert finding.verdict is Verdict.NOTE
-    assert "tested are 14 to 14" in finding.message
+    assert "tested are 14 to 13" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -191,9 +192,18 @@ def test_settings_and_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ASSETCLASS_RETRY__TRIES", "5")
     monkeypatch.setenv("ASSETCLASS_DATABASE_URI", "postgresql://elsewhere")
     monkeypatch.setenv("ASSETCLASS_SESSION__LOCK_TIME", "1")
+    monkeypatch.setenv("ASSETCLASS_ALERTS__REMINDERS__HIGH", "60")
+    monkeypatch.setenv("ASSETCLASS_ALERTS__REMINDERS__URGENT", "60")
+    monkeypatch.setenv("ASSETCLASS_API__OIDC__ISSUER", "https://id.example.com")
+    monkeypatch.setenv("ASSETCLASS_API__OIDC__AUDIENCE", "assetclass")
+    monkeypatch.setenv("ASSETCLASS_API__OIDC__JWKS_URL", "https://id.example.com/keys")
+    monkeypatch.setenv("ASSETCLASS_API__OIDC__ROLES__GROUP", "viewer")
+    monkeypatch.setenv("ASSETCLASS_API__OIDC__AUDIENCES", "assetclass")
     found = [*examine_settings(load_settings())]
     trouble = [one.message for one in found if one.verdict is Verdict.TROUBLE]
     assert trouble == [
+        "ASSETCLASS_ALERTS__REMINDERS__URGENT sets nothing: there is no such setting.",
+        "ASSETCLASS_API__OIDC__AUDIENCES sets nothing: there is no such setting.",
         "ASSETCLASS_DATABASE_URI sets nothing: there is no such setting.",
         "ASSETCLASS_SESSION__LOCK_TIME sets nothing: there is no such setting.",
     ]
@@ -201,6 +211,15 @@ def test_settings_and_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> N
     assert "time_zone is Asia/Tokyo, from ASSETCLASS_TIME_ZONE." in said
     assert "from ASSETCLASS_RETRY__TRIES." in said
     assert "secret" not in said
+
+
+def test_a_misspelt_part_of_a_channel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ignored, it would wake people at night for what can wait a week."""
+    channels = '[{"name": "pager", "url": "json://host/S3CRET", "severity": ["high"]}]'
+    monkeypatch.setenv("ASSETCLASS_ALERTS__CHANNELS", channels)
+    with pytest.raises(InvalidSettingsError, match="CHANNELS__0__SEVERITY") as caught:
+        load_settings()
+    assert "S3CRET" not in str(caught.value)
 
 
 def test_files_that_others_may_read_or_change(tmp_path: Path) -> None:

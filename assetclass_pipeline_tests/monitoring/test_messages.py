@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from assetclass_pipeline.model.alert import AlertType
 from assetclass_pipeline.model.operation import Operation
 from assetclass_pipeline.monitoring.messages import (
     ADVICE,
+    ADVICE_BY_STATUS,
     TITLE_MOST,
     Place,
     Surroundings,
+    advice_for,
+    masked,
     message_of,
     one_line,
     spoken,
@@ -212,6 +216,14 @@ def test_lines_stay_lines(settings: Settings) -> None:
         "cannot reach postgresql://ann:S3:CR@S3CRET@db/market",
         "connection failed: host=db password=S3CRET user=ann",
         "refused: token: S3CRET",
+        "cannot reach postgresql://ann:S3C/S3CRET@db/market",
+        "connection failed: host=db password='S3CRET with \\' S3CRET' user=ann",
+        "PGPASSWORD=S3CRET psql market",
+        "GET /feed?access_token=S3CRET&page=2 was refused",
+        "refused: {'user': 'ann', 'password': 'S3CRET, and more S3CRET'}",
+        'refused: {"api_key": "S3CRET", "retries": 3}',
+        "AWS_SECRET_ACCESS_KEY=S3CRET",
+        "Authorization: Bearer S3CRET.S3CRET-S3CRET",
     ],
 )
 def test_passwords_are_masked(said: str, settings: Settings) -> None:
@@ -220,6 +232,26 @@ def test_passwords_are_masked(said: str, settings: Settings) -> None:
         message = message_of(alert, occasion, around(settings))
         assert "S3CRET" not in message.title + message.body
         assert "****" in message.body
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "http://127.0.0.1:3000/runs/a1b2: ask ann@example.com",
+        "2 tokens were revoked; the password is wrong",
+        "a bearer of bad news, and basic facts",
+    ],
+)
+def test_what_is_no_secret_is_told(said: str) -> None:
+    assert masked(said) == said
+
+
+def test_a_long_text_is_masked_in_no_time() -> None:
+    """With a pattern that goes back and forth it would take minutes."""
+    said = "password" * 100_000 + "token=S3CRET " + "a://" * 100_000 + " password='" * 100_000
+    started = monotonic()
+    assert "S3CRET" not in masked(said)
+    assert monotonic() - started < 60
 
 
 def test_numbers_and_limits_stand_before_other_details(settings: Settings) -> None:
@@ -277,11 +309,57 @@ def test_a_place_as_each_rule_names_it(place: object, said: str) -> None:
 @pytest.mark.parametrize("alert_type", AlertType)
 def test_the_commands_are_those_of_the_runbook(alert_type: AlertType) -> None:
     page = (RUNBOOKS / alert_type.runbook).read_text(encoding="utf-8")
-    for command in (ADVICE[alert_type].look, ADVICE[alert_type].act):
-        program, name, *_ = command.split()
-        assert program == "assetclass"
-        assert name in COMMANDS
-        assert command.replace(" {id}", "") in page
+    for advice in (ADVICE[alert_type], *ADVICE_BY_STATUS.get(alert_type, {}).values()):
+        for command in (advice.look, advice.act):
+            program, name, *_ = command.split()
+            assert program == "assetclass"
+            assert name in COMMANDS
+            assert command.replace(" {id}", "") in page
+
+
+@pytest.mark.parametrize(
+    ("alert_type", "found", "now", "act"),
+    [
+        # At work: it can be slowed down. Not begun, or over: it cannot.
+        (AlertType.SLA_VIOLATION, "running", "running", f"tune {CORRECTION} --pace gentle"),
+        (AlertType.SLA_VIOLATION, "paused", "paused", f"tune {CORRECTION} --pace gentle"),
+        (AlertType.SLA_VIOLATION, "requested", "requested", "doctor"),
+        (AlertType.SLA_VIOLATION, "requested", "running", f"tune {CORRECTION} --pace gentle"),
+        (AlertType.SLA_VIOLATION, "timed_out", None, f"resume {CORRECTION}"),
+        (AlertType.SLA_VIOLATION, "timed_out", "running", f"tune {CORRECTION} --pace gentle"),
+        (AlertType.SLA_VIOLATION, "running", None, f"resume {CORRECTION}"),
+        (AlertType.SLA_VIOLATION, "succeeded", None, "report performance"),
+        (AlertType.HIGH_ERROR_RATE, "failed", None, f"resume {CORRECTION}"),
+        (AlertType.HIGH_ERROR_RATE, "failed", "running", f"pause {CORRECTION}"),
+        (
+            AlertType.HIGH_ERROR_RATE,
+            "succeeded",
+            None,
+            "execute --batch-size 100 --max-records 1000 --dry-run",
+        ),
+    ],
+)
+def test_the_next_step_is_one_that_its_operation_can_take(
+    alert_type: AlertType, found: str, now: str | None, act: str, settings: Settings
+) -> None:
+    alert = an_alert(alert_type, details={"status": found}, correction_id=CORRECTION)
+    active = None if now is None else operation(status=now)
+    body = message_of(alert, "opened", around(settings, active)).body
+    assert f"\nAct: assetclass {act}\n" in body
+    assert f"\nDo now: {advice_for(alert, now or _over(found)).step}\n" in body
+
+
+def _over(found: str) -> str:
+    return "ended" if found in {"requested", "running", "paused"} else found
+
+
+def test_another_operation_at_work_says_nothing_about_the_alerts_own(settings: Settings) -> None:
+    alert = an_alert(
+        AlertType.SLA_VIOLATION, details={"status": "timed_out"}, correction_id=CORRECTION
+    )
+    other = operation(correction_id=CORRECTION.replace("5f", "6f"))
+    body = message_of(alert, "opened", around(settings, other)).body
+    assert f"\nAct: assetclass resume {CORRECTION}\n" in body
 
 
 @pytest.mark.parametrize(

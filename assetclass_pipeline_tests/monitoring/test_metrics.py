@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
-from assetclass_pipeline.database.connections import connect
+from assetclass_pipeline.database.connections import connect, transaction
 from assetclass_pipeline.engine.analysis import remember_quality
 from assetclass_pipeline.engine.correction import CorrectionRequest, correct
 from assetclass_pipeline.errors import CorrectionFailedError
@@ -20,6 +20,7 @@ from assetclass_pipeline.model.operation import Kind, Operation, Phase, Status
 from assetclass_pipeline.model.quality import IntegrityReport
 from assetclass_pipeline.monitoring.exposition import daemon_ages, tick_ages
 from assetclass_pipeline.monitoring.metrics import CachedMetrics, collect, exposition
+from assetclass_pipeline.monitoring.watching import active_operation
 from assetclass_pipeline_tests.engine.runs import (
     broken_after,
     correct_now,
@@ -369,6 +370,31 @@ class TestTheActiveOperation:
         assert again == pytest.approx(30, abs=10), "since it was asked for again"
         age = value(found, "assetclass_operation_active_seconds", status="requested")
         assert age == pytest.approx(90, abs=10)
+
+    def test_what_it_waits_for_its_own_window_is_no_duration(self, market: Market) -> None:
+        """As SLA_VIOLATION counts it, which Prometheus judges once more by this number."""
+        market.execute(
+            "INSERT INTO assetclass.operation (correction_id, kind, status, phase, dry_run,"
+            " options, requested_by, started_at) VALUES (gen_random_uuid(), 'correction',"
+            " 'running', 'correcting', false, '{{}}', 'x', now() - interval '3 hours')"
+        )
+        market.execute(
+            "INSERT INTO assetclass.operation_wait SELECT correction_id, waited.*"
+            " FROM assetclass.operation, (VALUES ('window', 10000), ('replication_lag', 500))"
+            " AS waited"
+        )
+        found = metrics_of(market)
+        assert found.active is not None
+        assert found.active.seconds == pytest.approx(800, abs=300)
+        [duration] = [one for one in found.key_metrics if one.name == "Operation Duration"]
+        assert duration.met is True
+        with (
+            connect(market.dsn, market.settings, purpose="test") as connection,
+            transaction(connection, market.settings, read_only=True) as cursor,
+        ):
+            judged = active_operation(cursor, market.settings)
+        assert judged is not None
+        assert judged.running_seconds == pytest.approx(found.active.seconds, abs=60)
 
     def test_a_planned_one_is_not_active(self, market: Market) -> None:
         plan_now(market.fill(20), request_of())

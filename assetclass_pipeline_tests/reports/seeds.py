@@ -31,6 +31,7 @@ class Seed:
     planned: int | None = 1000
     corrected: int = 1000
     failed: int = 0
+    skipped: int = 0
     batch: int = 500
     waits: dict[str, float] = field(default_factory=dict)
     changes: tuple[tuple[str | None, str | None, str | None, int], ...] = ()
@@ -79,12 +80,13 @@ def _add(market: Market, seed: Seed) -> None:
             operation_id(seed.rollback_of) if seed.rollback_of else None,
         ),
     )
-    attempted = seed.corrected + seed.failed
+    left_alone = seed.failed + seed.skipped
+    attempted = seed.corrected + left_alone
     starts = range(1, attempted + 1, seed.batch)
     each = 1000 * (seed.seconds or 0) / max(1, len(starts))
     for number, first in enumerate(starts):
         last = min(first + seed.batch - 1, attempted)
-        refused = seed.failed if last == attempted else 0
+        left = left_alone if last == attempted else 0
         market.execute(
             "INSERT INTO assetclass.operation_batch (correction_id, first_seq, last_seq, epoch,"
             " worker, records_corrected, records_skipped, duration_ms, committed_at)"
@@ -93,16 +95,17 @@ def _add(market: Market, seed: Seed) -> None:
                 key,
                 first,
                 last,
-                last - first + 1 - refused,
-                refused,
+                last - first + 1 - left,
+                left,
                 round(each),
                 seed.at + timedelta(milliseconds=(number + 1) * each),
             ),
         )
-    for number in range(seed.failed):
+    for number in range(left_alone):
+        reason = "quarantined" if number < seed.failed else "changed_by_others"
         market.execute(
-            "INSERT INTO assetclass.operation_skipped_row VALUES (%s, %s, 'quarantined')",
-            values=(key, attempted - number),
+            "INSERT INTO assetclass.operation_skipped_row VALUES (%s, %s, %s)",
+            values=(key, attempted - number, reason),
         )
     for signal, seconds in seed.waits.items():
         market.execute(

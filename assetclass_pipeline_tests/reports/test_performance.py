@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from assetclass_pipeline.database.connections import connect
-from assetclass_pipeline.errors import InvalidOptionsError
+from assetclass_pipeline.errors import CorrectionFailedError, InvalidOptionsError
+from assetclass_pipeline.model.quality import Thresholds
 from assetclass_pipeline.reports.performance import PerformanceReport, performance_report
+from assetclass_pipeline_tests.engine.runs import broken_after, correct_now, request_of
 from assetclass_pipeline_tests.market import Market
 from assetclass_pipeline_tests.reports.seeds import Seed, add_operations, operation_id
 
@@ -56,7 +58,7 @@ def test_the_week_and_what_came_before(history: Market) -> None:
     counted, succeeded, corrected, longest = history.rows(
         "SELECT count(*), count(*) FILTER (WHERE status = 'succeeded'),"
         " sum((SELECT coalesce(sum(records_corrected), 0) FROM assetclass.operation_batch b"
-        "      WHERE b.correction_id = o.correction_id)),"
+        "      WHERE b.correction_id = o.correction_id)) FILTER (WHERE kind = 'correction'),"
         " max(extract(epoch FROM finished_at - started_at))"
         " FROM assetclass.operation o WHERE NOT dry_run"
         " AND status NOT IN ('planned', 'running')"
@@ -65,7 +67,8 @@ def test_the_week_and_what_came_before(history: Market) -> None:
     outcome = report.now
     assert (outcome.operations, outcome.success_rate) == (counted, 100 * succeeded / counted)
     assert (counted, succeeded) == (4, 3)
-    assert outcome.records_corrected == corrected == 152_000
+    assert outcome.records_corrected == corrected == 151_000
+    assert outcome.records_restored == 1000
     assert outcome.duration_longest == longest == 8000
     assert outcome.duration_median == 15
     assert (outcome.records_failed, outcome.rolled_back) == (50, 1)
@@ -101,6 +104,8 @@ def test_waits_days_and_the_slowest(history: Market) -> None:
     days = {day.day: (day.operations, day.succeeded, day.records_corrected) for day in report.days}
     assert days["2026-11-20"] == (1, 0, 150_000)
     assert days["2026-11-22"] == (1, 1, 1000)
+    # What a rollback restores is no correction.
+    assert days["2026-11-23"] == (1, 1, 0)
     assert days["2026-11-18"] == (0, 0, 0)
     assert sum(count for count, _, _ in days.values()) == 4
     names = [operation_id(name) for name in ("large", "undo", "small", "none")]
@@ -114,6 +119,54 @@ def test_what_to_look_at(history: Market) -> None:
     for words in ("75.0 %", "8,000 s, longer than the limit", "waited", "2,000 to 5,000 rows"):
         assert words in said
     assert "refused" not in said
+
+
+def test_the_success_rate_is_held_against_the_limit_of_the_settings(history: Market) -> None:
+    limits = Thresholds(success_rate=75)
+    settings = history.settings.model_copy(update={"thresholds": limits})
+    with connect(history.dsn, settings, purpose="test") as connection:
+        report = performance_report(connection, settings, until=NOW)
+    assert (report.success_rate_limit, report.now.success_rate) == (75, 75)
+    assert not any("succeeded" in finding for finding in report.findings)
+
+
+def test_the_error_rate_is_of_all_rows_that_batches_dealt_with(market: Market) -> None:
+    seed = Seed(
+        "picky", NOW - DAY, planned=1000, corrected=100, failed=100, skipped=800, batch=1000
+    )
+    add_operations(market, seed)
+    outcome = report_of(market).now
+    assert (outcome.records_failed, outcome.error_rate) == (100, 10)
+
+
+def test_a_night_between_an_end_and_its_resume_is_no_duration(market: Market) -> None:
+    market.fill(30)
+    request = request_of(batch_size=10, workers=1)
+    with broken_after(market, 1), pytest.raises(CorrectionFailedError):
+        correct_now(market, request)
+    market.execute(
+        "UPDATE assetclass.operation SET started_at = started_at - interval '20 hours',"
+        " finished_at = finished_at - interval '20 hours'"
+    )
+    market.execute(
+        "UPDATE assetclass.operation_total SET started_at = started_at - interval '20 hours',"
+        " ended_at = ended_at - interval '20 hours'"
+    )
+    market.execute(
+        "UPDATE assetclass.operation_heartbeat SET beat_at = beat_at - interval '20 hours'"
+    )
+    correct_now(market, request)
+    with connect(market.dsn, market.settings, purpose="test") as connection:
+        report = performance_report(connection, market.settings)
+    [(waited,)] = market.rows(
+        "SELECT seconds FROM assetclass.operation_wait WHERE signal = 'next_process'"
+    )
+    assert waited > 20 * 3600
+    assert report.now.duration_longest is not None
+    assert report.now.duration_longest < 3600
+    assert report.now.waited_seconds < 3600
+    assert "next_process" not in {each.signal for each in report.waits}
+    assert not any("longer than the limit" in finding for finding in report.findings)
 
 
 def test_an_empty_history_has_nothing_to_tell(market: Market) -> None:

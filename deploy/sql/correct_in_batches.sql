@@ -29,6 +29,7 @@
 SELECT 'market_data_backup_' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD_HH24MISS')
            AS backup_table \gset
 \endif
+\set backup_schema :market_schema
 \ir writing.sql
 
 SELECT set_config('manual.is_continued', :'is_continued', false),

@@ -12,6 +12,7 @@
 --     batch_size=1000, pause=0   rows of one transaction, and seconds between two
 --     conflicts=100              how many conflicts are listed
 --     market_schema, market_table    where to put it back; the backup tables are in that schema
+--     backup_schema=assetclass   for a table that `assetclass backups restore-archive` made
 --     lock_timeout=800ms, batch_timeout=1min, scan_timeout=30min    of one statement
 --
 -- Needs SELECT on the backup table, SELECT and UPDATE of asset_class and updated_at on the market
@@ -20,13 +21,14 @@
 
 \ir names.sql
 \if :{?conflicts} \else \set conflicts 100 \endif
+\if :{?backup_schema} \else \set backup_schema :market_schema \endif
 \if :{?backup_table}
 \else
 SELECT relname AS backup_table, pg_size_pretty(pg_total_relation_size(oid)) AS size,
        coalesce(obj_description(oid, 'pg_class'), 'made by the command') AS origin
 FROM pg_class
-WHERE relnamespace = quote_ident(:'market_schema')::regnamespace AND relkind = 'r'
-  AND relname LIKE 'market\_data\_backup\_%'
+WHERE relnamespace = quote_ident(:'backup_schema')::regnamespace AND relkind = 'r'
+  AND relname ~ '^(market_data_backup_|archived_[0-9a-f]{32}$)'
 ORDER BY relname DESC;
 \quit
 \endif
@@ -47,17 +49,19 @@ WITH ledger AS MATERIALIZED (
                      FROM assetclass.operation_undone u, unnest(u.seqs) AS part
                      WHERE u.correction_id = o.correction_id), '{}') AS undone
     FROM assetclass.operation o
-    WHERE o.backup_table = :'backup_table' AND o.kind = 'correction'
+    WHERE o.kind = 'correction'
+      AND :'backup_table' IN (o.backup_table,
+                              'archived_' || replace(o.correction_id::text, '-', ''))
 )
 SELECT b.seq
-FROM :"market_schema".:"backup_table" b, ledger
+FROM :"backup_schema".:"backup_table" b, ledger
 WHERE NOT b.seq <@ ledger.done OR b.seq <@ ledger.undone
    OR EXISTS (SELECT FROM assetclass.operation_skipped_row k
               WHERE k.correction_id = ledger.correction_id AND k.seq = b.seq);
 \endif
 ANALYZE pg_temp.not_written;
 CREATE TEMP VIEW written AS
-SELECT b.* FROM :"market_schema".:"backup_table" b
+SELECT b.* FROM :"backup_schema".:"backup_table" b
 WHERE NOT EXISTS (SELECT FROM pg_temp.not_written n WHERE n.seq = b.seq);
 
 -- Those rows as they are now. They are found by key: their addresses died with the correction. Of
@@ -121,9 +125,9 @@ SELECT format($$
         WHERE t.place BETWEEN $1 AND $2
         FOR NO KEY UPDATE OF m SKIP LOCKED
     )
-    UPDATE %2$s m SET asset_class = s.before%3$s
+    UPDATE %2$s m SET asset_class = s.before::text%3$s
     FROM standing s WHERE m.ctid = s.address AND m.tableoid = s.leaf
-    $$, leaf, leaf::regclass, :'set_updated_at')
+    $$, leaf, leaf::regclass, :'class_cast' || :'set_updated_at')
 FROM (SELECT DISTINCT leaf FROM pg_temp.todo) leaves \gexec
 \ir run_batches.sql
 

@@ -17,7 +17,7 @@ SET statement_timeout = :'scan_timeout';
 
 -- psql puts no variables into the text between two $$, so the server keeps these.
 SELECT set_config('manual.market', format('%I.%I', :'market_schema', :'market_table'), false),
-       set_config('manual.backup', format('%I.%I', :'market_schema', :'backup_table'), false)
+       set_config('manual.backup', format('%I.%I', :'backup_schema', :'backup_table'), false)
 \gset ignored_
 
 -- COMMIT fails inside a transaction, psql's option -1 for example: all batches would be one.

@@ -6,6 +6,7 @@ pipeline, which only ever see the DSN. The ownership model stands in docs/decisi
 
 from assetclass_pipeline.database.embedded.binaries import (
     Binaries,
+    binaries_in,
     find_binaries,
     system_binaries,
     wheel_binaries,
@@ -15,6 +16,7 @@ from assetclass_pipeline.database.embedded.server import EmbeddedServer, exit_on
 __all__ = [
     "Binaries",
     "EmbeddedServer",
+    "binaries_in",
     "exit_on_termination",
     "find_binaries",
     "system_binaries",

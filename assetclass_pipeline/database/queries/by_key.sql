@@ -58,15 +58,16 @@ m."timestamp" = ANY (ARRAY(SELECT DISTINCT "timestamp" FROM wanted))
   AND m."timestamp" = w."timestamp"
 
 -- name: same_row
-m.symbol::text = w.symbol::text
+-- Byte by byte: a column's own collation may take AAPL for aapl.
+m.symbol::text COLLATE "C" = w.symbol::text
   AND m.id IS NOT DISTINCT FROM w.id
   AND m."timestamp" IS NOT DISTINCT FROM w."timestamp"
 
 -- name: as_planned
-m.asset_class::text IS NOT DISTINCT FROM w.asset_class::text
+m.asset_class::text COLLATE "C" IS NOT DISTINCT FROM w.asset_class::text
 
 -- name: as_corrected
-m.asset_class::text IS NOT DISTINCT FROM w.corrected_asset_class::text
+m.asset_class::text COLLATE "C" IS NOT DISTINCT FROM w.corrected_asset_class::text
 
 -- name: find
 -- Planned rows, and where they stand there. Of rows alike in everything, the n-th planned one takes
@@ -134,11 +135,11 @@ DELETE FROM assetclass.operation_attempt
 WHERE correction_id = %(correction_id)s AND isempty(seqs)
 
 -- name: candidates
--- What one leaf holds under the ids of planned rows, to explain why they were not written.
+-- What one leaf holds under the ids of planned rows, to explain why they were not written; under
+-- their whole keys where no index knows ids.
 WITH {wanted}
 SELECT w.seq, w.id IS NULL, bool_or(m.id IS NOT NULL),
        coalesce(bool_or(m.id IS NOT NULL AND {same_row} AND {value}), false)
 FROM wanted w
-LEFT JOIN (SELECT * FROM {leaf} m WHERE m.id = ANY (ARRAY(SELECT id{id_cast} FROM wanted))) m
-       ON m.id = w.id
+LEFT JOIN {leaf} m ON {restricted}
 GROUP BY w.seq, w.id IS NULL

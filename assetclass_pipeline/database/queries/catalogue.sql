@@ -97,6 +97,14 @@ SELECT
             AND attribute.attname <> ALL (%(key)s::text[])
         )
     ) AS has_key,
+    EXISTS (
+        SELECT FROM pg_index
+        JOIN pg_class AS index ON index.oid = indexrelid
+        JOIN pg_am ON pg_am.oid = index.relam AND pg_am.amname IN ('btree', 'hash')
+        JOIN pg_attribute AS attribute
+            ON attribute.attrelid = leaf.oid AND attribute.attnum = indkey[0]
+        WHERE indrelid = leaf.oid AND indisvalid AND indpred IS NULL AND attribute.attname = 'id'
+    ) AS has_id_index,
     coalesce(handler.proname = 'postgres_fdw_handler', false) AS is_on_postgres,
     coalesce(
         (SELECT option_value::boolean FROM pg_options_to_table(foreign_table.ftoptions)
@@ -181,3 +189,19 @@ WHERE namespace.nspname = %(schema)s::name AND relation.relname = %(table)s::nam
 UPDATE {leaf} AS m SET asset_class = m.asset_class{updated_at}
 WHERE m.ctid = '(0,0)'::tid AND (m.asset_class IS NULL OR m.asset_class::text = '')
 RETURNING m.id, m.symbol, m."timestamp", m.asset_class
+
+-- name: is_part
+-- Whether a leaf is still the market table itself or a partition of it: one that was dropped or
+-- detached is neither. Upwards, because a tree may have thousands of leaves.
+EXISTS (
+    WITH RECURSIVE above (oid) AS (
+        SELECT {leaf}
+        UNION ALL
+        SELECT pg_inherits.inhparent FROM pg_inherits JOIN above ON above.oid = pg_inherits.inhrelid
+        WHERE NOT pg_inherits.inhdetachpending
+    )
+    SELECT FROM above WHERE above.oid = %(market)s::oid
+)
+
+-- name: parts_left
+SELECT leaf::bigint FROM unnest(%(leaves)s::oid[]) AS leaf WHERE {is_part}

@@ -142,7 +142,12 @@ SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.phase, o.dry_
             THEN extract(epoch FROM clock_timestamp() - coalesce(
                 (SELECT max(r.requested_at) FROM assetclass.operation_request r
                  WHERE r.correction_id = o.correction_id), o.requested_at))
-            ELSE extract(epoch FROM clock_timestamp() - o.started_at) - coalesce(t.idle_seconds, 0)
+            -- As the alert counts it: before its own window opened it was not to work.
+            ELSE greatest(0, extract(epoch FROM clock_timestamp() - o.started_at)
+                             - coalesce(t.idle_seconds, 0)
+                             - coalesce((SELECT w.seconds FROM assetclass.operation_wait w
+                                         WHERE w.correction_id = o.correction_id
+                                           AND w.signal = 'window'), 0))
        END::double precision AS seconds,
        CASE WHEN h.holder <> ''
             THEN extract(epoch FROM clock_timestamp() - h.beat_at)::double precision

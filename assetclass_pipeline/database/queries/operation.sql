@@ -285,7 +285,7 @@ SELECT correction_id::text FROM assetclass.operation WHERE run_id = %(run_id)s
 ORDER BY requested_at DESC LIMIT 1
 
 -- name: scanned_pages
-SELECT coalesce((plan #>> ARRAY['scanned', %(leaf)s])::integer, 0)
+SELECT coalesce((plan #>> ARRAY['scanned', %(leaf)s])::bigint, 0)
 FROM assetclass.operation WHERE correction_id = %(correction_id)s
 
 -- name: left_by_window
@@ -305,6 +305,12 @@ SELECT corrected_asset_class::text, count(*) FROM {backup} GROUP BY 1
 -- name: set_preflight
 UPDATE assetclass.operation SET preflight = %(preflight)s, estimate = %(estimate)s
 WHERE correction_id = %(correction_id)s AND epoch = %(epoch)s AND status = 'running'
+
+-- name: rehearsed_row
+-- Seconds that a row cost in the rehearsal; NULL where there was none.
+SELECT (preflight #>> '{{rehearsal,seconds}}')::double precision
+       / nullif((preflight #>> '{{rehearsal,records}}')::double precision, 0)
+FROM assetclass.operation WHERE correction_id = %(correction_id)s
 
 -- name: estimate_and_work
 -- What was expected when the plan was made, and the seconds that all tries together did not wait.

@@ -87,10 +87,10 @@ ORDER BY c.address LIMIT %(most)s
 -- Rows without an id are looked for by themselves, as text, because IS NOT DISTINCT FROM can drive
 -- no join: one condition for both would compare each row with each planned one.
 WHERE NOT EXISTS (SELECT FROM {backup} b
-                  WHERE b.id = c.id AND b.symbol::text = c.symbol::text
+                  WHERE b.id = c.id AND b.symbol::text = c.symbol::text COLLATE "C"
                     AND b."timestamp" IS NOT DISTINCT FROM c."timestamp")
   AND NOT EXISTS (SELECT FROM {backup} b
-                  WHERE b.id IS NULL AND c.id IS NULL AND b.symbol::text = c.symbol::text
+                  WHERE b.id IS NULL AND c.id IS NULL AND b.symbol::text = c.symbol::text COLLATE "C"
                     AND coalesce(b."timestamp"::text, '') = coalesce(c."timestamp"::text, ''))
 
 -- name: number_rows
@@ -111,9 +111,9 @@ UPDATE {backup} b SET source_address = m.ctid
 FROM ONLY {leaf} m
 WHERE m.ctid >= %(first_address)s::tid AND m.ctid < %(end_address)s::tid
   AND b.id = m.id AND b.source_table = %(leaf)s::oid
-  AND b.symbol::text = m.symbol::text
+  AND b.symbol::text = m.symbol::text COLLATE "C"
   AND b."timestamp" IS NOT DISTINCT FROM m."timestamp"
-  AND b.asset_class::text IS NOT DISTINCT FROM m.asset_class::text
+  AND b.asset_class::text IS NOT DISTINCT FROM m.asset_class::text COLLATE "C"
   AND b.seq <@ (SELECT int8multirange(int8range(1, %(planned)s::bigint + 1)) - coalesce(
                     (SELECT range_agg(int8range(first_seq, last_seq, '[]'))
                      FROM assetclass.operation_batch
@@ -137,6 +137,15 @@ SELECT count(*) FROM ({correctable_rows}) correctable
 -- name: count_late
 SELECT count(*) FROM ({correctable_rows}) c
 {not_planned}
+
+-- name: count_damaged_again
+-- Correctable rows that were planned and written: somebody damaged them again since.
+SELECT count(*) FROM ({correctable_rows}) c
+WHERE EXISTS (SELECT FROM {backup} b
+              WHERE b.id = c.id AND b.symbol::text = c.symbol::text COLLATE "C"
+                AND b."timestamp" IS NOT DISTINCT FROM c."timestamp"
+                AND NOT EXISTS (SELECT FROM assetclass.operation_skipped_row s
+                                WHERE s.correction_id = %(correction_id)s AND s.seq = b.seq))
 
 -- name: count_changes
 SELECT symbol, asset_class, corrected_asset_class, count(*) AS records

@@ -9,6 +9,7 @@ WITH chosen AS MATERIALIZED (
 ),
 ledger AS (
     SELECT b.correction_id, sum(b.records_corrected)::bigint AS records_corrected,
+           sum(b.last_seq - b.first_seq + 1) FILTER (WHERE b.pass = 0)::bigint AS records_attempted,
            count(*) FILTER (WHERE b.pass = 0) AS batches,
            percentile_disc(0.5) WITHIN GROUP (ORDER BY b.last_seq - b.first_seq + 1)
                FILTER (WHERE b.pass = 0) AS median_batch
@@ -20,19 +21,25 @@ failed AS (
     WHERE s.reason = 'quarantined' GROUP BY s.correction_id
 ),
 waits AS (
+    -- Between two processes nobody was held: nobody was there.
     SELECT w.correction_id, jsonb_object_agg(w.signal, w.seconds) AS waits
-    FROM assetclass.operation_wait w JOIN chosen USING (correction_id) GROUP BY w.correction_id
+    FROM assetclass.operation_wait w JOIN chosen USING (correction_id)
+    WHERE w.signal <> 'next_process' GROUP BY w.correction_id
 )
 SELECT o.correction_id::text AS correction_id, o.kind, o.status, o.dry_run, o.requested_by,
        o.reason, o.ticket, o.requested_at,
-       extract(epoch FROM o.finished_at - o.started_at)::float8 AS duration_seconds,
-       o.records_planned, coalesce(ledger.records_corrected, 0) AS records_corrected,
+       -- Without the time between an end and its resume; an older version left no total.
+       coalesce(t.duration_seconds, extract(epoch FROM o.finished_at - o.started_at)::float8)
+           AS duration_seconds,
+       o.records_planned, coalesce(ledger.records_attempted, 0) AS records_attempted,
+       coalesce(ledger.records_corrected, 0) AS records_corrected,
        coalesce(failed.records_failed, 0) AS records_failed,
        coalesce(ledger.batches, 0) AS batches, ledger.median_batch,
        flow.flow_records / nullif(flow.flow_seconds, 0) AS records_per_second,
        coalesce(waits.waits, '{{}}') AS waits, o.error ->> 'message' AS error,
        o.rollback_of::text AS rollback_of, o.rolled_back_by::text AS rolled_back_by
 FROM chosen o
+LEFT JOIN assetclass.operation_total t USING (correction_id)
 LEFT JOIN ledger USING (correction_id)
 LEFT JOIN failed USING (correction_id)
 LEFT JOIN waits USING (correction_id)

@@ -179,7 +179,7 @@ WITH {found}, added AS (
     SELECT %(last_seq)s + 1 + s.first
                + s.visit * (s.n / %(visits)s) + least(s.visit, s.n %% %(visits)s)
                + (s.nth - s.first) / %(visits)s,
-           s.id, s.symbol, s."timestamp", s.class_now, s.class_before,
+           s.id, s.symbol, s."timestamp", s.class_now, s.class_before{class_cast},
            %(leaf)s::oid, s.address, s.undone_seq
     FROM (SELECT p.*, p.nth - p.nth %% %(stripe)s AS first, p.nth %% %(visits)s AS visit,
                  least(%(stripe)s, (SELECT count(*) FROM found WHERE fate = 1)
@@ -203,7 +203,7 @@ FROM found
 , noted AS (
     INSERT INTO {undo} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
                         source_table, source_address, undone_seq)
-    SELECT -f.undone_seq, f.id, f.symbol, f."timestamp", f.class_now, f.class_before,
+    SELECT -f.undone_seq, f.id, f.symbol, f."timestamp", f.class_now, f.class_before{class_cast},
            %(leaf)s::oid, f.address, f.undone_seq
     FROM found f WHERE f.fate = 2
 )
@@ -218,7 +218,7 @@ WITH added AS (
     INSERT INTO {undo} (seq, id, symbol, "timestamp", asset_class, corrected_asset_class,
                         source_table, source_address, undone_seq)
     SELECT %(last_seq)s + row_number() OVER (ORDER BY b.seq), b.id, b.symbol, b."timestamp",
-           b.corrected_asset_class, b.asset_class, 0, '(0,0)', b.seq
+           b.corrected_asset_class{class_cast}, b.asset_class{class_cast}, 0, '(0,0)', b.seq
     FROM ({chosen}) b
     RETURNING seq
 )
@@ -295,6 +295,9 @@ ORDER BY seq LIMIT %(most)s
 -- name: unfound_rows
 SELECT seq FROM {undo} WHERE source_table = 0 AND seq > %(after)s ORDER BY seq LIMIT %(most)s
 
+-- name: count_unfound
+SELECT count(*) FROM {undo} WHERE source_table = 0
+
 -- name: holds_now
 -- What stands under the keys of planned rows in one table; alike rows answer for each other.
 WITH {wanted}
@@ -321,8 +324,7 @@ SET class_now = excluded.class_now, reason = excluded.reason
 
 -- name: unplan
 -- Of a dry run, which has no ledger: rows that a rollback would leave.
-WITH gone AS (DELETE FROM {undo} WHERE seq = ANY (%(seqs)s::bigint[]) RETURNING undone_seq)
-SELECT count(*) FROM gone
+DELETE FROM {undo} WHERE seq = ANY (%(seqs)s::bigint[])
 
 -- name: effect
 -- Rows that change, by the value they held, the one they get, and the class of their symbol.

@@ -45,7 +45,7 @@ def service_health_alerts_sensor(look_at_health: HealthLook) -> dg.SensorDefinit
         context: dg.SensorEvaluationContext, database: dg.ResourceParam[MarketDatabase]
     ) -> Answer:
         components = _facts(look_at_health(database.settings))
-        before = _failed_before(context.cursor)
+        before = _looks_before(context.cursor)
 
         def find(_: Cursor[TupleRow], unresolved: frozenset[str]) -> Sequence[Finding]:
             ticks = judge_ticks(
@@ -57,7 +57,11 @@ def service_health_alerts_sensor(look_at_health: HealthLook) -> dg.SensorDefinit
             return judge_now(connection, database.settings, find)
 
         answer = watch(database, SERVICE_HEALTH_ALERTS, look)
-        failing = sorted(name for name, one in components.items() if not one.is_healthy)
+        failing = {
+            name: before.get(name, 0) + 1
+            for name, one in sorted(components.items())
+            if not one.is_healthy
+        }
         # What it forgets when it is reset is seen again by the next two looks.
         context.update_cursor(json.dumps({"failing": failing}))
         return answer
@@ -71,9 +75,13 @@ def _facts(health: Health) -> dict[str, ComponentFacts]:
     }
 
 
-def _failed_before(cursor: str | None) -> frozenset[str]:
+def _looks_before(cursor: str | None) -> dict[str, int]:
+    """In how many looks in a row each component was unhealthy, up to the one before this."""
     try:
         said = json.loads(cursor or "{}")
     except ValueError:
-        return frozenset()
-    return frozenset(said.get("failing", ())) if isinstance(said, dict) else frozenset()
+        return {}
+    failing = said.get("failing") if isinstance(said, dict) else None
+    if not isinstance(failing, dict):
+        return {}
+    return {name: looks for name, looks in failing.items() if isinstance(looks, int)}

@@ -95,10 +95,21 @@ def test_the_alert_of_the_first_one_stays_until_that_is_well(service: Service) -
     assert service.tick("daemon", "database").keys() == {"service"}
 
 
+def test_others_that_come_and_go_do_not_hide_one_that_stays_unhealthy(service: Service) -> None:
+    service.tick("disk", "daemon")
+    # Were it to stay, both would be one degraded service.
+    assert service.tick("disk", "database") == {}
+    assert service.tick("disk", "daemon") == {"component:disk": 1}
+    assert service.tick("disk", "operation") == {"component:disk": 1}
+    assert service.tick() == {}
+
+
 def test_a_reset_cursor_only_needs_another_look(service: Service) -> None:
     service.tick("disk")
-    service.cursor = "nonsense"
-    assert service.tick("disk") == {}
+    # The last but one is what an older version has left.
+    for cursor in ("nonsense", "[]", '{"failing": ["disk"]}', '{"failing": {"disk": "x"}}'):
+        service.cursor = cursor
+        assert service.tick("disk") == {}
     assert service.tick("disk") == {"component:disk": 1}
 
 
