@@ -442,7 +442,7 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         lines = [
             f"ASSETCLASS_{'__'.join(str(part) for part in problem['loc']).upper()}: "
-            f"{problem['msg']}"
+            f"{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_input=False, include_url=False)
         ]
         raise InvalidSettingsError("Settings cannot be used:\n  " + "\n  ".join(lines)) from None

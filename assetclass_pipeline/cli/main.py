@@ -278,7 +278,7 @@ def _correction_id(error: AssetClassError) -> str | None:
 def _usage(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "assetclass"
-    said = error.format_message()
+    said = error.format_message().replace("Value error, ", "")
     said += "" if said.endswith((".", "?")) else "."
     return f"{said} `{where} --help` lists what it takes."
 

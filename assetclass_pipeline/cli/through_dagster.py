@@ -9,9 +9,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import psycopg
-from psycopg.rows import TupleRow
-
 from assetclass_pipeline.cli.ended import Ended, goes_on
 from assetclass_pipeline.cli.user import this_user
 from assetclass_pipeline.database import schema
@@ -19,6 +16,7 @@ from assetclass_pipeline.database.connections import connect
 from assetclass_pipeline.database.market_tables import inspect_market_tables
 from assetclass_pipeline.engine.audit import Asker, refusals_recorded
 from assetclass_pipeline.engine.claiming import refuse_while_active
+from assetclass_pipeline.engine.correction import look_before
 from assetclass_pipeline.engine.operations import Unfinished
 from assetclass_pipeline.engine.undo_check import Undoing
 from assetclass_pipeline.engine.undo_record import look_at
@@ -32,8 +30,6 @@ from assetclass_pipeline.settings import Settings
 if TYPE_CHECKING:
     from assetclass_pipeline.cli.operation_run import OperationRun
 
-_Connection = psycopg.Connection[TupleRow]
-
 
 def correct_when_free(
     dsn: str,
@@ -46,13 +42,18 @@ def correct_when_free(
 ) -> Ended:
     """Run a correction through Dagster, a new one or the one to resume.
 
-    Raises OperationInProgressError while another operation is active, and MarketTablesError.
+    Raises OperationInProgressError while another operation is active, and what `look_before`
+    raises.
     """
 
     def refuse() -> None:
         with connect(dsn, settings, purpose="execute") as connection:
-            _refuse_what_cannot_run(connection, settings, dry_run=options.dry_run)
+            schema.require_schema(connection)
             refuse_while_active(connection, settings)
+            if resume is None:
+                look_before(connection, settings, options)
+            else:
+                inspect_market_tables(connection, settings, for_writing=not options.dry_run)
 
     def run() -> "OperationRun":
         # Here, not above: Dagster takes seconds to import, and a refusal should not wait for it.
@@ -109,18 +110,14 @@ def refuse_rollback(
     MarketTablesError, and the errors that say why a correction cannot be undone.
     """
     with connect(dsn, settings, purpose="rollback") as connection:
-        _refuse_what_cannot_run(connection, settings, dry_run=options.dry_run)
+        schema.require_schema(connection)
+        inspect_market_tables(connection, settings, for_writing=not options.dry_run)
         # A correction whose process died has ended; this notes it.
         with suppress(OperationInProgressError):
             refuse_while_active(connection, settings)
         undoing = Undoing(settings, resume or str(uuid4()), rollback_of, options)
         look_at(connection, settings, undoing)
         refuse_while_active(connection, settings)
-
-
-def _refuse_what_cannot_run(connection: _Connection, settings: Settings, *, dry_run: bool) -> None:
-    schema.require_schema(connection)
-    inspect_market_tables(connection, settings, for_writing=not dry_run)
 
 
 def _run_unless_refused(refuse: Callable[[], None], run: Callable[[], "OperationRun"]) -> Ended:

@@ -291,6 +291,25 @@ def test_an_address_has_a_number_of_requests(market: Market) -> None:
     assert (recorded["outcome"], recorded["origin"]) == ("TOO_MANY_REQUESTS", "127.0.0.1")
 
 
+@pytest.mark.parametrize(("trusted", "origin"), [([], "127.0.0.1"), (["127.0.0.1"], "203.0.113.7")])
+def test_the_address_is_that_of_the_proxy_unless_its_word_is_trusted(
+    market: Market, trusted: list[str], origin: str
+) -> None:
+    """Else whoever is limited would write another address into a header."""
+    asked = {
+        "X-Forwarded-For": "198.51.100.1, 203.0.113.7",
+        "X-Correlation-ID": f"proxy-{len(trusted)}",
+    }
+    with serving(market.dsn, api={"trusted_proxies": trusted}) as service:
+        assert service.ask("GET", ROW, headers=asked).status_code == 401
+    [recorded] = [
+        entry
+        for entry in audit_entries(market.dsn, "call_api")
+        if entry["correlation_id"] == asked["X-Correlation-ID"]
+    ]
+    assert recorded["origin"] == origin
+
+
 def test_refusals_are_recorded_and_a_flood_of_them_is_counted(market: Market) -> None:
     before = len(audit_entries(market.dsn, "call_api"))
     viewer = make_token(market.dsn, name="nosy")

@@ -26,7 +26,9 @@ def refused(finished: Finished, status: int, *words: str) -> None:
     assert finished.err.startswith("Error: "), finished.explain()
     for word in words:
         assert word in finished.err, finished.explain()
+    # Neither the machine's words nor those of the library that read the options.
     assert "Traceback" not in finished.err
+    assert "Value error" not in finished.err
 
 
 def refused_in_json(finished: Finished, status: int, code: str) -> dict[str, object]:

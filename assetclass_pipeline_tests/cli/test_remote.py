@@ -287,6 +287,14 @@ def test_another_operation_is_active(terminal: Terminal, service: Service, marke
     assert terminal.there("cancel").out == f"Operation {active}: It stops between two batches.\n"
 
 
+def test_what_would_do_harm_is_refused_alike(terminal: Terminal, market: Market) -> None:
+    market.fill(10).execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    far, near = terminal.there("execute", "--json"), terminal.here("execute", "--json")
+    assert (far.status, near.status) == (1, 1)
+    assert far.document == near.document
+    assert far.document["errorCode"] == "PREFLIGHT_REFUSED"
+
+
 def test_what_is_cancelled_meanwhile_ends_as_a_failure_and_is_resumed(
     terminal: Terminal, market: Market
 ) -> None:

@@ -203,6 +203,15 @@ def test_every_problem_is_named_at_once(connection: psycopg.Connection[TupleRow]
     assert "ASSETCLASS_SYMBOLS_TABLE" in found[3]
 
 
+def test_whoever_begins_with_the_embedded_server_is_told_of_the_demo(
+    connection: psycopg.Connection[TupleRow], database_url: str
+) -> None:
+    *missing, way = problems(connection)
+    assert [line.partition(".")[0] for line in missing] == ["Table public"] * 2
+    assert "`assetclass demo --load-only`" in way
+    assert "demo" not in "".join(problems(connection, database_url=database_url))
+
+
 def test_missing_columns_of_both_tables(connection: psycopg.Connection[TupleRow]) -> None:
     make(connection, "CREATE TABLE market_data ()", "CREATE TABLE symbols (asset_class text)")
     assert [line.partition(".")[2].partition(". ")[0] for line in problems(connection)] == [

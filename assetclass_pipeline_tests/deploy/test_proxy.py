@@ -44,6 +44,8 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.UNAUTHORIZED if asked and not known else HTTPStatus.OK)
         if asked and known:
             self.send_header("Set-Cookie", f"{SESSION}; Path=/; Secure; HttpOnly")
+        for name in ("Host", "X-Forwarded-For", "X-Forwarded-Proto", "X-Auth-Request-Redirect"):
+            self.send_header(f"Seen-{name}", str(self.headers.get(name)))
         said = f"{self.path} {self.headers.get('Upgrade')} {self.headers.get('Connection')}"
         self.send_header("Content-Length", str(len(said)))
         self.end_headers()
@@ -229,9 +231,17 @@ class TestWebPage:
     """dagster.example.com"""
 
     def test_strangers_are_sent_to_the_login(self, proxy: Proxy) -> None:
-        answer = proxy.ask(DAGSTER, "/runs")
-        assert answer.status_code == HTTPStatus.FOUND
-        assert "/oauth2/sign_in?rd=https://dagster.example.com/runs" in answer.headers["Location"]
+        answer = proxy.ask(DAGSTER, "/runs?status=FAILURE&job=correction_job")
+        assert answer.text.startswith("/oauth2/sign_in ")
+        wanted = f"https://{DAGSTER}/runs?status=FAILURE&job=correction_job"
+        assert answer.headers["Seen-X-Auth-Request-Redirect"] == wanted
+
+    @pytest.mark.parametrize("path", ["/runs", "/oauth2/callback"])
+    def test_what_stands_behind_sees_who_asked_for_what(self, proxy: Proxy, path: str) -> None:
+        answer = proxy.ask(DAGSTER, path, headers={"Cookie": SESSION})
+        seen = [answer.headers[f"Seen-{name}"] for name in ("Host", "X-Forwarded-For")]
+        assert seen == [DAGSTER, "127.0.0.1"]
+        assert answer.headers["Seen-X-Forwarded-Proto"] == "https"
 
     def test_whoever_is_logged_in_sees_the_page(self, proxy: Proxy) -> None:
         answer = proxy.ask(DAGSTER, "/runs", headers={"Cookie": SESSION})
