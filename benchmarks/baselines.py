@@ -76,16 +76,18 @@ def replaced_system(dsn: str) -> Written:
     """The replaced system's algorithm without the pauses between its batches.
 
     A copy of the whole table, the ids of all correctable rows with their classes to the client,
-    and one transaction with a VALUES list for each thousand of them. The statement is prepared.
+    and one transaction with a VALUES list for each thousand of them. The statement is prepared,
+    and written as the server reads it: psycopg looking for placeholders takes a third of the time.
     """
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(dsn, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
         connection.execute(_COPY)
         wanted = connection.execute(_CORRECTABLE_IDS).fetchall()
         for start in range(0, len(wanted), BATCH):
             part = wanted[start : start + BATCH]
-            listed = sql.SQL(", ").join([sql.SQL("(%s::bigint, %s::text)")] * len(part))
+            places = range(1, 2 * len(part), 2)
+            listed = ", ".join(f"(${place}::bigint, ${place + 1}::text)" for place in places)
             connection.execute(
-                sql.SQL(_UPDATE_LISTED).format(listed=listed),
+                sql.SQL(_UPDATE_LISTED).format(listed=sql.SQL(listed)),
                 [value for row in part for value in row],
             )
     return Written(len(wanted))
