@@ -27,6 +27,7 @@ from assetclass_pipeline.model.options import RetryOptions
 from assetclass_pipeline.model.quality import Thresholds
 from assetclass_pipeline.model.throttle import ThrottleLimits
 from assetclass_pipeline.model.token import Role
+from assetclass_pipeline.model.wire import own_words
 
 # Ours too, but between our own processes: not for people to set.
 _NO_SETTINGS = {"ASSETCLASS_DAGSTER_STORAGE_URL", "ASSETCLASS_UP_MARK"}
@@ -442,7 +443,7 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         lines = [
             f"ASSETCLASS_{'__'.join(str(part) for part in problem['loc']).upper()}: "
-            f"{problem['msg'].removeprefix('Value error, ')}"
+            f"{own_words(problem['msg'])}"
             for problem in error.errors(include_input=False, include_url=False)
         ]
         raise InvalidSettingsError("Settings cannot be used:\n  " + "\n  ".join(lines)) from None

@@ -26,7 +26,7 @@ from assetclass_pipeline.errors import (
     PathNotFoundError,
     SchemaNotReadyError,
 )
-from assetclass_pipeline.model.wire import Moment, WireModel
+from assetclass_pipeline.model.wire import Moment, WireModel, own_words
 
 JSON = "application/json"
 
@@ -222,7 +222,7 @@ def _problems(error: RequestValidationError) -> str:
     for problem in error.errors():
         place, *path = [str(part) for part in problem["loc"]]
         name = ".".join(path) or place
-        message = str(problem["msg"]).removeprefix("Value error, ")
+        message = own_words(str(problem["msg"]))
         if problem["type"] == "extra_forbidden":
             message = "unknown option; see /openapi.json"
         # A contradiction belongs to the whole body and names its fields itself.

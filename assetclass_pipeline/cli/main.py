@@ -26,6 +26,7 @@ from assetclass_pipeline.cli.remote import (
     to_the_front,
 )
 from assetclass_pipeline.errors import AssetClassError
+from assetclass_pipeline.model.wire import own_words
 
 if TYPE_CHECKING:
     from typer._click import Command, Context
@@ -278,7 +279,7 @@ def _correction_id(error: AssetClassError) -> str | None:
 def _usage(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "assetclass"
-    said = error.format_message().replace("Value error, ", "")
+    said = own_words(error.format_message())
     said += "" if said.endswith((".", "?")) else "."
     return f"{said} `{where} --help` lists what it takes."
 

@@ -123,7 +123,8 @@ def inspect_market_tables(
         *_market_problems(market, session.role, for_writing=for_writing),
         *_table_problems(symbols, _SYMBOLS_COLUMNS, session.role, setting="SYMBOLS"),
     ]
-    if market.relation is symbols.relation is None and settings.database_url is None:
+    is_empty = market.relation is None and symbols.relation is None
+    if is_empty and settings.database_url is None:
         problems.append(
             "The embedded PostgreSQL is empty: `assetclass demo --load-only` loads real data, and "
             "ASSETCLASS_DATABASE_URL names a database of your own."

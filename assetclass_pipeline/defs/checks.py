@@ -71,17 +71,53 @@ class ThresholdCheck:
                 "damaged_rows": against.damaged,
                 "rows_over_the_limit": against.over,
                 **worst_metadata(against),
-                "what_to_do": self.what_to_do,
-                "runbook": runbook(settings, self.alert_type),
             }
-        return dg.AssetCheckResult(
-            asset_key=asset,
-            check_name=self.name,
+        return _result(
+            asset,
+            self.name,
             passed=found.level is None,
             severity=WARN if only_warns else _SEVERITIES[severity],
             description=f"{found.value:.2f} %, must be {found.comparison} {limit:g} %",
             metadata=metadata,
+            advice=_Advice(self.what_to_do, settings, self.alert_type),
         )
+
+
+@dataclass(frozen=True)
+class _Advice:
+    """What people do about a check that failed, and where that is explained."""
+
+    what_to_do: str
+    settings: Settings
+    alert_type: AlertType = AlertType.ASSET_CHECK_FAILED
+
+    @property
+    def metadata(self) -> Metadata:
+        return {
+            "what_to_do": self.what_to_do,
+            "runbook": runbook(self.settings, self.alert_type),
+        }
+
+
+def _result(
+    asset: dg.AssetKey,
+    name: str,
+    *,
+    passed: bool,
+    description: str,
+    metadata: Metadata,
+    advice: _Advice,
+    severity: dg.AssetCheckSeverity = ERROR,
+) -> dg.AssetCheckResult:
+    """A check's result; only a failed one carries the advice."""
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=name,
+        passed=passed,
+        severity=severity,
+        description=description,
+        metadata=metadata if passed else {**metadata, **advice.metadata},
+    )
 
 
 def _described(meaning: str, limits: Limits, unit: str) -> str:
@@ -226,19 +262,20 @@ def _degradation(
             "rows_before": previous.total_records,
             "rows": report.total_records,
             **worst_metadata(excess(report, "qualityScore", most=_MOST_WORST)),
-            "what_to_do": (
-                "Find what came in or changed since the report before: new feeds, renamed tickers, "
-                "an edit of symbols, a rollback. `assetclass audit list` shows operations."
-            ),
-            "runbook": runbook(settings, AlertType.DATA_QUALITY_DEGRADED),
         }
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=QUALITY_DID_NOT_DEGRADE,
+    return _result(
+        asset,
+        QUALITY_DID_NOT_DEGRADE,
         passed=found.level is None,
         severity=_SEVERITIES[found.level or limits.severity],
         description=description,
         metadata=metadata,
+        advice=_Advice(
+            "Find what came in or changed since the report before: new feeds, renamed tickers, an "
+            "edit of symbols, a rollback. `assetclass audit list` shows operations.",
+            settings,
+            AlertType.DATA_QUALITY_DEGRADED,
+        ),
     )
 
 
@@ -260,19 +297,19 @@ def not_computed(
     asset: dg.AssetKey, names: Iterable[str], reason: str, settings: Settings
 ) -> list[dg.AssetCheckResult]:
     """Checks of `asset` that nobody could compute: each failed, as an error."""
+    advice = _Advice(
+        "Mend that, then materialise the asset again; `assetclass doctor` looks at database, "
+        "rights and disk.",
+        settings,
+    )
     return [
-        dg.AssetCheckResult(
-            asset_key=asset,
-            check_name=name,
+        _result(
+            asset,
+            name,
             passed=False,
-            severity=ERROR,
             description=f"{NOT_COMPUTED}: {reason}",
-            metadata={
-                "reason": reason,
-                "what_to_do": "Mend that, then materialise the asset again; `assetclass doctor` "
-                "looks at database, rights and disk.",
-                "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
-            },
+            metadata={"reason": reason},
+            advice=advice,
         )
         for name in names
     ]
@@ -308,16 +345,16 @@ def backup_result(
         metadata |= {
             "correction_id": operation.correction_id,
             "backup_table": operation.backup_table or "none",
-            "what_to_do": _ALTERED_SINCE if operation.records_corrected else _ALTERED_BEFORE,
-            "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
         }
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=BACKUP_IS_COMPLETE,
+    return _result(
+        asset,
+        BACKUP_IS_COMPLETE,
         passed=found == planned,
-        severity=ERROR,
         description=f"{found:,} rows in the backup table, {planned:,} planned",
         metadata=metadata,
+        advice=_Advice(
+            _ALTERED_SINCE if operation.records_corrected else _ALTERED_BEFORE, settings
+        ),
     )
 
 
@@ -325,25 +362,21 @@ def dropped_backup_result(
     asset: dg.AssetKey, operation: Operation, backup: Backup, settings: Settings
 ) -> dg.AssetCheckResult:
     """A backup that is there no more: the cleanup may drop it, and nobody else."""
-    by_hand = backup.state is BackupState.DROPPED_BY_HAND
-    metadata: Metadata = {
-        "records_planned": operation.records_planned or 0,
-        "correction_id": operation.correction_id,
-        "backup_table": backup.table_name,
-    }
-    if by_hand:
-        metadata |= {
-            "what_to_do": "Find out who dropped it: this operation cannot be rolled back, and its "
-            "rows are in no archive. Where they are needed, restore a dump of the database.",
-            "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
-        }
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=BACKUP_IS_COMPLETE,
-        passed=not by_hand,
-        severity=ERROR,
+    return _result(
+        asset,
+        BACKUP_IS_COMPLETE,
+        passed=backup.state is not BackupState.DROPPED_BY_HAND,
         description=f"the backup table {backup.why}",
-        metadata=metadata,
+        metadata={
+            "records_planned": operation.records_planned or 0,
+            "correction_id": operation.correction_id,
+            "backup_table": backup.table_name,
+        },
+        advice=_Advice(
+            "Find out who dropped it: without it this operation cannot be rolled back, and its "
+            "rows are in no archive. Bring that table back from a backup of the database.",
+            settings,
+        ),
     )
 
 
@@ -358,30 +391,26 @@ def proof_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
 
 def proof_result(asset: dg.AssetKey, proof: Proof, settings: Settings) -> dg.AssetCheckResult:
     """Planned = corrected + skipped, with nothing open and nothing over."""
-    passed = proof.unaccounted == 0 and proof.open == 0
-    metadata: Metadata = {
-        "records_planned": proof.planned,
-        "records_corrected": proof.corrected,
-        "records_skipped": proof.skipped,
-        "records_open": proof.open,
-        "records_unaccounted": proof.unaccounted,
-    }
-    if not passed:
-        metadata |= {
-            "what_to_do": "Open rows: re-execute the run, which goes on with them. Unaccounted "
-            "ones: the ledger was altered; keep the backup table and call the next level.",
-            "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
-        }
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=NO_ROW_LOST_OR_INVENTED,
-        passed=passed,
-        severity=ERROR,
+    return _result(
+        asset,
+        NO_ROW_LOST_OR_INVENTED,
+        passed=proof.unaccounted == 0 and proof.open == 0,
         description=(
             f"{proof.planned:,} planned = {proof.corrected:,} corrected + {proof.skipped:,} "
             f"skipped + {proof.open:,} open + {proof.unaccounted:,} unaccounted for"
         ),
-        metadata=metadata,
+        metadata={
+            "records_planned": proof.planned,
+            "records_corrected": proof.corrected,
+            "records_skipped": proof.skipped,
+            "records_open": proof.open,
+            "records_unaccounted": proof.unaccounted,
+        },
+        advice=_Advice(
+            "Open rows: re-execute the run, which goes on with them. Unaccounted ones: the ledger "
+            "was altered; keep the backup table and call the next level.",
+            settings,
+        ),
     )
 
 
@@ -416,21 +445,19 @@ def _check_reference(database: MarketDatabase) -> Iterator[dg.AssetCheckResult]:
     settings = database.settings
     with readable_failures(), database.tables(purpose="reference check") as (connection, tables):
         report = check_reference(connection, tables, settings)
-    metadata = reference_metadata(report)
-    if not report.is_sound:
-        metadata |= {
-            "what_to_do": "Mend symbols: rows without a ticker help nobody, and without a mappable "
-            "ticker nothing can be corrected. Was its last load complete?",
-            "runbook": runbook(settings, AlertType.ASSET_CHECK_FAILED),
-        }
-    yield dg.AssetCheckResult(
-        asset_key=_SYMBOLS,
-        check_name=REFERENCE_IS_SOUND,
+    yield _result(
+        _SYMBOLS,
+        REFERENCE_IS_SOUND,
         passed=report.is_sound,
         severity=ERROR if report.mappable == 0 else WARN,
         description=(
             f"{report.mappable:,} of {report.tickers:,} tickers are mappable; "
             f"{report.null_tickers + report.empty_tickers:,} rows have no ticker"
         ),
-        metadata=metadata,
+        metadata=reference_metadata(report),
+        advice=_Advice(
+            "Mend symbols: rows without a ticker help nobody, and without a mappable ticker "
+            "nothing can be corrected. Was its last load complete?",
+            settings,
+        ),
     )

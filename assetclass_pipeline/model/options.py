@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from assetclass_pipeline.errors import InvalidOptionsError
-from assetclass_pipeline.model.wire import WireModel
+from assetclass_pipeline.model.wire import WireModel, own_words
 
 SHORTEST_TIMEOUT = timedelta(minutes=1)
 LONGEST_TIMEOUT = timedelta(hours=24)
@@ -162,7 +162,7 @@ def describe_problems(error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
         field = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
+        message = own_words(problem["msg"])
         if problem["type"] == "extra_forbidden":
             message = "unknown option; see the list of options"
         lines.append(f"{field}: {message}" if field else message)

