@@ -25,9 +25,9 @@ from assetclass_pipeline.errors import InvalidSettingsError
 from assetclass_pipeline.model.alert import Severity
 from assetclass_pipeline.model.options import RetryOptions
 from assetclass_pipeline.model.quality import Thresholds
+from assetclass_pipeline.model.refused_values import own_words
 from assetclass_pipeline.model.throttle import ThrottleLimits
 from assetclass_pipeline.model.token import Role
-from assetclass_pipeline.model.wire import own_words
 
 # Ours too, but between our own processes: not for people to set.
 _NO_SETTINGS = {"ASSETCLASS_DAGSTER_STORAGE_URL", "ASSETCLASS_UP_MARK"}

@@ -26,7 +26,8 @@ from assetclass_pipeline.errors import (
     PathNotFoundError,
     SchemaNotReadyError,
 )
-from assetclass_pipeline.model.wire import Moment, WireModel, own_words
+from assetclass_pipeline.model.refused_values import own_words
+from assetclass_pipeline.model.wire import Moment, WireModel
 
 JSON = "application/json"
 

@@ -26,7 +26,7 @@ from assetclass_pipeline.cli.remote import (
     to_the_front,
 )
 from assetclass_pipeline.errors import AssetClassError
-from assetclass_pipeline.model.wire import own_words
+from assetclass_pipeline.model.refused_values import own_words
 
 if TYPE_CHECKING:
     from typer._click import Command, Context

@@ -20,7 +20,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from assetclass_pipeline.errors import InvalidOptionsError
-from assetclass_pipeline.model.wire import WireModel, own_words
+from assetclass_pipeline.model.refused_values import own_words
+from assetclass_pipeline.model.wire import WireModel
 
 SHORTEST_TIMEOUT = timedelta(minutes=1)
 LONGEST_TIMEOUT = timedelta(hours=24)

@@ -30,11 +30,6 @@ Moment = Annotated[AwareDatetime, PlainSerializer(_iso_utc, when_used="json")]
 """A point in time, ISO 8601 UTC in JSON."""
 
 
-def own_words(message: str) -> str:
-    """What a validator said, without the words that pydantic puts before it."""
-    return message.replace("Value error, ", "", 1)
-
-
 class WireModel(BaseModel):
     """Immutable value that prints as camelCase JSON and refuses unknown fields."""
 
